@@ -1,0 +1,65 @@
+"""Forward fixes for torch.compile, applied when torch loads its compiler.
+
+``torch_forwardfix.pth`` runs :func:`init` in every interpreter of the environment, also in those that never see torch.
+So this module imports ``sys`` alone, builds no class, and leaves everything else to ``engine``, which is imported when
+``torch._dynamo`` or ``torch._inductor`` is.
+"""
+
+import sys
+
+__all__ = ["BugPresent", "Fix", "FixStatus", "Outcome", "__version__", "activate", "init", "status"]
+
+
+def watcher(name, path=None, target=None):
+    """Finder that waits for the first import of torch's compiler, then hands over to ``engine``."""
+    if name == "torch._dynamo" or name == "torch._inductor":
+        try:
+            from .engine import take_over
+        except Exception as error:
+            _give_up(error)
+        else:
+            return take_over().find_spec(name, path, target)
+    return None
+
+
+# A finder is any object with find_spec. Building a class for it would cost a tenth of all that we add to a start.
+watcher.find_spec = watcher
+
+
+def init():
+    """Arm the hook. ``torch_forwardfix.pth`` calls this by name, so the name can never change.
+
+    Calling it again does nothing: virtual environments before Python 3.15 run every ``.pth`` line twice. It reads
+    ``TORCH_FORWARDFIX``, never raises and never prints.
+    """
+    import os
+
+    if watcher in sys.meta_path or __name__ + ".engine" in sys.modules:
+        return
+    if os.environ.get("TORCH_FORWARDFIX", "").strip().lower() not in ("0", "off", "false", "no"):
+        sys.meta_path.insert(0, watcher)
+
+
+def _give_up(error):
+    """Leave the import path after a fault of our own (say, files replaced while the process runs); torch goes on."""
+    from logging import getLogger
+
+    sys.meta_path = [finder for finder in sys.meta_path if finder is not watcher]
+    getLogger(__name__).warning("no fix is applied: %s: %s", type(error).__name__, error)
+
+
+def __getattr__(name):
+    homes = {
+        "BugPresent": "fix",
+        "Fix": "fix",
+        "FixStatus": "report",
+        "Outcome": "fix",
+        "__version__": "_version",
+        "activate": "engine",
+        "status": "report",
+    }
+    if name not in homes:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module("." + homes[name], __name__), name)

@@ -1,0 +1,5 @@
+"""``python -m torch_forwardfix``."""
+
+from .cli import main
+
+raise SystemExit(main())

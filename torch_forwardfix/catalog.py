@@ -1,0 +1,75 @@
+"""All fixes: one from each file in ``fixes/``, and those that other distributions register."""
+
+from __future__ import annotations
+
+import json
+import pkgutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module, resources
+
+from . import fixes
+from .fix import Fix, Outcome
+
+ENTRY_POINTS = "torch_forwardfix.fixes"
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """``fixes`` by id, built-in ones first; ``broken`` says what became of those that could not be had, by name."""
+
+    fixes: Mapping[str, Fix]
+    broken: Mapping[str, Outcome]
+
+
+def load() -> Catalog:
+    """Load every fix. A file or plug-in that fails is one row of ``broken`` and costs no other fix."""
+    found: dict[str, Fix] = {}
+    broken: dict[str, Outcome] = {}
+    for file in sorted(pkgutil.iter_modules(fixes.__path__), key=lambda file: file.name):
+        name = file.name.replace("_", "-")
+        try:
+            fix = import_module(f"{fixes.__name__}.{file.name}").FIX
+            if fix.id != name:
+                raise ValueError(f"fixes/{file.name}.py holds {fix.id!r}")
+            found[name] = fix
+        except Exception as error:
+            broken[name] = Outcome("failed", f"cannot be loaded: {type(error).__name__}: {error}")
+    for source, name, load_plugin in _plugins():
+        try:
+            plugged = load_plugin()
+            for fix in (plugged,) if isinstance(plugged, Fix) else plugged:
+                if not isinstance(fix, Fix):
+                    raise TypeError(f"{fix!r} is not a torch_forwardfix.Fix")
+                if fix.id in found:
+                    broken[f"{source}:{fix.id}"] = Outcome(
+                        "superseded", f"the id {fix.id!r} of plug-in {source} is taken"
+                    )
+                else:
+                    found[fix.id] = fix
+        except Exception as error:
+            broken[name] = Outcome("failed", f"plug-in {source} cannot be loaded: {type(error).__name__}: {error}")
+    return Catalog(found, broken)
+
+
+def _plugins() -> Iterable[tuple[str, str, object]]:
+    from importlib_metadata import entry_points
+
+    for point in entry_points(group=ENTRY_POINTS):
+        yield (point.dist.name if point.dist else point.value), point.name, point.load
+
+
+@cache
+def evidence() -> tuple[Mapping[str, str], ...]:
+    """The rows of ``evidence.json``: what each reproduction showed on each release, without and with its fix."""
+    return tuple(json.loads(resources.files(__package__).joinpath("evidence.json").read_text("utf-8"))["rows"])
+
+
+def proved_on(fix: Fix) -> list[str]:
+    """The releases on which the reproduction of ``fix`` failed without it and passed with it."""
+    return [
+        row["release"]
+        for row in evidence()
+        if row["fix"] == fix.id and row["without"] == "present" and row["with"] == "absent"
+    ]

@@ -1,0 +1,136 @@
+"""The command line: status, show, verify."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import textwrap
+from collections.abc import Sequence
+from inspect import getdoc, getmodule
+
+from . import catalog, engine, report, settings
+from ._version import __version__
+
+
+_BAD_STATES = ("failed", "drifted", "missed")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 0 all is well, 1 a check or a proof failed, 2 wrong usage."""
+    parser = argparse.ArgumentParser(
+        prog="python -m torch_forwardfix",
+        description="Fixes for torch.compile bugs of the torch release you are pinned to.",
+        epilog="TORCH_FORWARDFIX=0 switches everything off, TORCH_FORWARDFIX_DISABLE=ID,ID single fixes.",
+    )
+    parser.add_argument("--version", action="version", version=f"torch-forwardfix {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    status = commands.add_parser("status", help="what is applied, what is not, and why")
+    status.add_argument("--live", action="store_true", help="import torch's compiler here and say what did happen")
+    status.add_argument("--json", action="store_true", help="print the report as JSON")
+    status.add_argument("--check", action="store_true", help="exit 1 if a fix failed or the hook is not active")
+    status.set_defaults(run=_status)
+
+    show = commands.add_parser("show", help="the story of one bug")
+    show.add_argument("id", metavar="ID")
+    show.set_defaults(run=_show)
+
+    verify = commands.add_parser("verify", help="run the reproductions without and with their fixes")
+    verify.add_argument("ids", metavar="ID", nargs="*", help="only these; all that apply here by default")
+    verify.add_argument("--json", action="store_true", help="print the proofs as JSON")
+    verify.set_defaults(run=_verify)
+
+    options = parser.parse_args(arguments)
+    return int(options.run(options))
+
+
+def _status(options: argparse.Namespace) -> int:
+    made = report.collect(live=options.live)
+    if options.json:
+        print(json.dumps(made.as_json(), indent=2))
+    else:
+        _print_report(made)
+    wrong = not made.active or any(fix.state in _BAD_STATES for fix in made.fixes)
+    return 1 if options.check and wrong else 0
+
+
+def _print_report(made: report.Report) -> None:
+    torch = f"torch {made.torch}" if made.torch else "torch is not installed"
+    print(f"torch-forwardfix {made.version}, Python {made.python}, {torch}: {'' if made.active else 'not '}active")
+    if made.reason:
+        _print_wrapped(made.reason, "  ")
+    for fix in made.fixes:
+        print(f"\n{fix.state:<14} {fix.id}")
+        if fix.title:
+            _print_wrapped(fix.title, " " * 15)
+        _print_wrapped(fix.reason, " " * 15)
+        if fix.proved_on:
+            _print_wrapped(f"proved on {', '.join(fix.proved_on)}", " " * 15)
+
+
+def _print_wrapped(text: str, indent: str) -> None:
+    print(textwrap.fill(text, 100, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False))
+
+
+def _show(options: argparse.Namespace) -> int:
+    known = catalog.load()
+    fix = known.fixes.get(options.id)
+    if fix is None:
+        return _unknown(options.id, known)
+    rows = {
+        "id": fix.id,
+        "title": fix.title,
+        "kind": fix.kind,
+        "upstream": ", ".join(fix.upstream),
+        "affects": ", ".join(f"{name} {specifier}" for name, specifier in fix.affects.items()),
+        "fixed in": fix.fixed_in or "no release yet",
+        "patches": ", ".join(fix.targets),
+        "generated code": "changed" if fix.changes_codegen else "not changed",
+        "proved on": ", ".join(catalog.proved_on(fix)) or "no release yet",
+        "here": "{0.state}: {0.reason}".format(engine.outcome_of(engine.make_plan(), fix.id)),
+    }
+    for name, value in rows.items():
+        print(f"{name + ':':<16}{value}")
+    story = getdoc(getmodule(fix.reproduce))
+    if story:
+        print(f"\n{story}")
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from .verify import prove
+
+    known = catalog.load()
+    for id in options.ids:
+        if id not in known.fixes:
+            return _unknown(id, known)
+    plan = engine.make_plan()
+    proofs, skipped = [], {}
+    for id in dict.fromkeys(options.ids or known.fixes):
+        if id not in plan.pending:
+            skipped[id] = plan.decided[id]
+            _note(options, f"{id}: {plan.decided[id].state}, not run: {plan.decided[id].reason}")
+            continue
+        proof = prove(known.fixes[id])
+        proofs.append(proof)
+        _note(options, f"{id}: {'proved' if proof.holds else 'NOT PROVED'}")
+        for label, run in (("without", proof.without), ("with", proof.with_fix)):
+            _note(options, f"  {label:<8} bug {run.verdict}, fix {run.state or 'unknown'}. {run.detail}".rstrip(". "))
+    failed = [proof.id for proof in proofs if not proof.holds]
+    failed += [id for id, outcome in skipped.items() if outcome.state == "failed"]
+    if options.json:
+        rows = {id: {"state": outcome.state, "reason": outcome.reason} for id, outcome in skipped.items()}
+        print(json.dumps({"proofs": [proof.as_json() for proof in proofs], "not_run": rows}, indent=2))
+    _note(options, f"{len(proofs) - sum(not proof.holds for proof in proofs)} of {len(proofs)} proved here")
+    return 1 if failed else 0
+
+
+def _note(options: argparse.Namespace, line: str) -> None:
+    if not options.json:
+        print(line, flush=True)
+
+
+def _unknown(id: str, known: catalog.Catalog) -> int:
+    print(f"python -m torch_forwardfix: {settings.unknown_id(id, list(known.fixes))}", file=sys.stderr)
+    return 2

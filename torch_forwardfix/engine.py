@@ -1,0 +1,231 @@
+"""Gate, probe, patch, outcome: what happens when torch's compiler loads. It decides for each fix and keeps the record."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from logging import getLogger
+from time import perf_counter
+from types import ModuleType
+
+from . import catalog, patching, settings, watcher
+from .fix import STATES, Drifted, Fix, Outcome
+from .gates import why_not_affected
+from .hook import PostImportFinder
+
+log = getLogger(__package__)
+
+# Of a fix with several modules, the outcome that comes first here is that of the whole.
+_WORST_FIRST = ("failed", "drifted", "foreign", "missed", "applied", "waiting", "already-fixed")
+assert set(_WORST_FIRST) <= set(STATES)
+
+
+class FixNotApplied(ImportError):
+    """Raised at import under ``TORCH_FORWARDFIX_STRICT=1`` for a fix that is needed and could not be applied."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done in this process.
+
+    ``decided`` are the outcomes that the environment and the versions settle. ``pending`` are the fixes that wait for
+    their modules, whose outcomes come into ``outcomes``, by fix and module, and the way back into ``undo``.
+    """
+
+    settings: settings.Settings
+    decided: Mapping[str, Outcome]
+    pending: Mapping[str, Fix]
+    outcomes: dict[tuple[str, str], Outcome] = field(default_factory=dict)
+    undo: dict[tuple[str, str], patching.Undo] = field(default_factory=dict)
+
+    @property
+    def modules(self) -> frozenset[str]:
+        """The modules that a pending fix wants to see."""
+        return frozenset(module for fix in self.pending.values() for module in fix.modules)
+
+
+def make_plan() -> Plan:
+    """Evaluate the environment and every gate. It imports no torch and changes nothing."""
+    known = catalog.load()
+    wishes = settings.read(list(known.fixes))
+    decided = dict(known.broken)
+    pending = {}
+    for id, fix in known.fixes.items():
+        if id in wishes.disabled:
+            decided[id] = Outcome("disabled", wishes.disabled[id])
+            continue
+        try:
+            reason = why_not_affected(fix.affects)
+        except Exception as error:
+            decided[id] = Outcome("failed", str(error))
+            continue
+        if reason is None and fix.changes_codegen:
+            # Without a salt in torch's cache keys it would load what was compiled without it, and leave the reverse.
+            reason = "it changes generated code, which this version of torch-forwardfix does not salt cache keys for"
+            decided[id] = Outcome("failed", reason)
+        elif reason is None:
+            pending[id] = fix
+        else:
+            decided[id] = Outcome("not-affected", reason)
+    return Plan(wishes, decided, pending)
+
+
+# One entry at most. Threads may start at the same time: setdefault lets one of them win, without a lock that could be
+# held while something else is imported.
+_started: dict[str, tuple[Plan, PostImportFinder]] = {}
+
+
+def current_plan() -> Plan | None:
+    """The plan that is in force, None before torch's compiler has been loaded."""
+    return _started["plan"][0] if _started else None
+
+
+def take_over() -> PostImportFinder:
+    """Start, once: make the plan, replace the watcher by the finder, and patch what is loaded already.
+
+    Raises FixNotApplied under ``TORCH_FORWARDFIX_STRICT=1``, nothing else.
+    """
+    if not _started:
+        plan = make_plan()
+        finder = PostImportFinder(plan.modules, lambda module: _module_loaded(plan, module))
+        if _started.setdefault("plan", (plan, finder))[0] is plan:
+            for problem in plan.settings.problems:
+                log.warning(problem)
+            for id, outcome in plan.decided.items():
+                _tell(plan, id, outcome)
+    plan, finder = _started["plan"]
+    _install(finder, needed=bool(plan.pending))
+    catch_up(plan)
+    return finder
+
+
+def activate() -> None:
+    """Arm the hook where no ``.pth`` file is read: ``python -S``, zipapps, frozen programs, ``pip install --target``.
+
+    Call it before torch.compile is used. Where torch's compiler is loaded already, it is patched now. It does nothing
+    under ``TORCH_FORWARDFIX=0``. Raises FixNotApplied under ``TORCH_FORWARDFIX_STRICT=1``.
+    """
+    if not settings.read(()).enabled:
+        return
+    if "torch._dynamo" in sys.modules or "torch._inductor" in sys.modules:
+        finder = take_over()
+        if finder not in sys.meta_path and _started["plan"][0].pending:
+            sys.meta_path.insert(0, finder)
+    elif watcher not in sys.meta_path and not _started:
+        sys.meta_path.insert(0, watcher)
+
+
+def _install(finder: PostImportFinder, *, needed: bool) -> None:
+    if needed:
+        for position, other in enumerate(sys.meta_path):
+            if other is watcher:
+                sys.meta_path[position] = finder
+    elif watcher in sys.meta_path:
+        # A new list: another thread may be walking along the old one, and would skip a finder if that shrank.
+        sys.meta_path = [other for other in sys.meta_path if other is not watcher]
+
+
+def catch_up(plan: Plan) -> None:
+    """Patch what was loaded before us or past us."""
+    for name in plan.modules:
+        module = sys.modules.get(name)
+        if module is None:
+            continue
+        half_way = getattr(getattr(module, "__spec__", None), "_initializing", False)
+        for id, fix in plan.pending.items():
+            if name not in fix.modules or (id, name) in plan.outcomes:
+                continue
+            if not half_way:
+                _treat(plan, fix, module)
+            elif not _started_here(plan, name):
+                _record(plan, fix, Outcome("missed", f"{name} had begun to load before the hook was there", name))
+
+
+def _started_here(plan: Plan, name: str) -> bool:
+    """Whether a module that is loading now is one that the hook will call back for."""
+    spec = getattr(sys.modules.get(name), "__spec__", None)
+    return "exec_module" in getattr(getattr(spec, "loader", None), "__dict__", ())
+
+
+def _module_loaded(plan: Plan, module: ModuleType) -> None:
+    for fix in plan.pending.values():
+        if module.__name__ in fix.modules:
+            _treat(plan, fix, module)
+
+
+def _treat(plan: Plan, fix: Fix, module: ModuleType) -> None:
+    """Probe and patch one module for one fix; all of its modules are rolled back when one fails."""
+    start = perf_counter()
+    key = (fix.id, module.__name__)
+    try:
+        with patching.journal() as undo:
+            state, reason = _probe_and_apply(fix, module)
+    except Drifted as drift:
+        state, reason = "drifted", str(drift)
+    except Exception as error:
+        state, reason = "failed", f"{type(error).__name__}: {error}"
+        for other, steps in plan.undo.items():
+            if other[0] == fix.id:
+                patching.roll_back(steps)
+                plan.outcomes[other] = Outcome("failed", f"rolled back with {module.__name__}", other[1])
+    else:
+        plan.undo[key] = undo
+    _record(plan, fix, Outcome(state, reason, module.__name__, perf_counter() - start))
+
+
+def _probe_and_apply(fix: Fix, module: ModuleType) -> tuple:
+    for target in fix.targets:
+        home, _, qualname = target.partition(":")
+        if home != module.__name__:
+            continue
+        try:
+            found = patching.lookup(module, qualname)
+        except Drifted:
+            continue  # a target of other releases, or drift: the probe knows
+        if patching.is_ours(found):
+            return "applied", "was applied before"
+        owner = patching.foreign_owner(found, module.__name__.partition(".")[0])
+        if owner is not None:
+            return "foreign", f"{qualname} was replaced by {owner}"
+    verdict = fix.is_present(module)
+    if isinstance(verdict, str):
+        return "drifted", verdict
+    if not verdict:
+        return "already-fixed", f"{module.__name__} does not have the bug"
+    fix.apply(module)
+    return "applied", f"patched {module.__name__}"
+
+
+def _record(plan: Plan, fix: Fix, outcome: Outcome) -> None:
+    assert outcome.module is not None
+    plan.outcomes[fix.id, outcome.module] = outcome
+    _tell(plan, fix.id, outcome)
+
+
+def _tell(plan: Plan, id: str, outcome: Outcome) -> None:
+    if outcome.state == "applied":
+        log.info("%s: applied to %s", id, outcome.module)
+    elif outcome.state in ("failed", "drifted", "missed"):
+        log.warning("%s: %s: %s", id, outcome.state, outcome.reason)
+        if plan.settings.strict and outcome.state != "missed":
+            raise FixNotApplied(f"{id}: {outcome.state}: {outcome.reason} ({settings.STRICT} is set)")
+
+
+def outcome_of(plan: Plan, id: str) -> Outcome:
+    """The outcome of one fix as a whole, so far."""
+    if id in plan.decided:
+        return plan.decided[id]
+    fix = plan.pending[id]
+    parts = [
+        plan.outcomes.get((id, module)) or Outcome("waiting", f"{module} is not loaded yet", module)
+        for module in fix.modules
+    ]
+    worst = min(parts, key=lambda part: _WORST_FIRST.index(part.state))
+    if worst.state == "applied":
+        reason = "; ".join(part.reason for part in parts if part.state == "applied")
+        return Outcome("applied", reason, worst.module, sum(part.duration for part in parts))
+    if worst.state == "waiting":
+        names = " or ".join(part.module or "" for part in parts if part.state == "waiting")
+        return Outcome("waiting", f"for {names} to load; its probe decides", worst.module)
+    return worst

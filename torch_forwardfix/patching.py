@@ -1,0 +1,99 @@
+"""Replacing attributes so that the replacement can be taken back and recognised. Fixes patch through this alone."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import CodeType, ModuleType
+from typing import Any
+
+from .fix import Drifted
+
+_MISSING = object()
+_MARK = "__torch_forwardfix__"
+
+Undo = list[tuple[Any, str, Any]]
+_journal: ContextVar[Undo] = ContextVar("torch_forwardfix_journal")
+
+
+def lookup(module: ModuleType, qualname: str) -> Any:
+    """Return what ``qualname`` names in ``module``, unbound. Raises :class:`Drifted` where it is gone."""
+    found: Any = module
+    for name in qualname.split("."):
+        found = vars(found).get(name, _MISSING)
+        if found is _MISSING:
+            raise Drifted(f"{module.__name__}:{qualname} is gone")
+    return found
+
+
+def wrap(owner: Any, name: str, make: Callable[[Any], Callable[..., Any]]) -> None:
+    """Replace the function ``owner.name`` by ``make(original)``, which is made to look like the original.
+
+    Raises :class:`Drifted` where there is no such function.
+    """
+    original = vars(owner).get(name, _MISSING)
+    if not callable(original):
+        raise Drifted(f"{getattr(owner, '__name__', owner)}.{name} is not a function")
+    wrapper = functools.wraps(original)(make(original))
+    setattr(wrapper, _MARK, True)
+    replace(owner, name, wrapper)
+
+
+def replace(owner: Any, name: str, value: Any) -> None:
+    """Set ``owner.name``, noting what was there for :func:`roll_back`."""
+    _journal.get().append((owner, name, vars(owner).get(name, _MISSING)))
+    setattr(owner, name, value)
+
+
+@contextmanager
+def journal() -> Iterator[Undo]:
+    """Collect what is replaced within, and take it back where the block raises."""
+    undo: Undo = []
+    token = _journal.set(undo)
+    try:
+        yield undo
+    except BaseException:
+        roll_back(undo)
+        raise
+    finally:
+        _journal.reset(token)
+
+
+def roll_back(undo: Undo) -> None:
+    """Put back what a journal noted, the newest first."""
+    while undo:
+        owner, name, value = undo.pop()
+        if value is _MISSING:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, value)
+
+
+def is_ours(function: Any) -> bool:
+    """Whether ``function`` was put in place by :func:`wrap`."""
+    return _MARK in getattr(function, "__dict__", ())
+
+
+def foreign_owner(function: Any, package: str) -> str | None:
+    """Name the module whose code stands where code of ``package`` is expected, or None where all is as expected.
+
+    It asks for the globals that the function runs with: ``__module__`` and ``__name__`` are copied by functools.wraps.
+    Wrappers of the standard library (``contextlib``, ``functools``) are put there by the package itself.
+    """
+    home: str | None = getattr(function, "__globals__", {}).get("__name__")
+    if home is None:
+        return None
+    top = home.partition(".")[0]
+    return None if top in (package, __package__) or top in sys.stdlib_module_names else home
+
+
+def code_objects(function: Any) -> Iterator[CodeType]:
+    """Yield the code of ``function`` and of all that is defined inside it; probes read names and constants there."""
+    pending = [function.__code__]
+    while pending:
+        code = pending.pop()
+        yield code
+        pending += [constant for constant in code.co_consts if isinstance(constant, CodeType)]

@@ -1,0 +1,133 @@
+"""The report as data: for each fix, what happened in this process, or what will. It never imports torch by itself."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib import import_module
+
+from . import catalog, engine, settings, watcher
+from ._version import __version__
+from .fix import Fix, Kind, Outcome, State
+from .gates import installed_version
+
+
+@dataclass(frozen=True)
+class FixStatus:
+    """One fix and its state here. The fields are those of :class:`Fix`; ``proved_on`` comes from the evidence."""
+
+    id: str
+    title: str
+    kind: Kind | None
+    upstream: tuple[str, ...]
+    affects: Mapping[str, str]
+    fixed_in: str | None
+    targets: tuple[str, ...]
+    changes_codegen: bool
+    state: State
+    reason: str
+    proved_on: list[str]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What ``status --json`` prints. ``reason`` says why the hook is not active, and what is wrong with the settings."""
+
+    version: str
+    python: str
+    torch: str | None
+    enabled: bool
+    active: bool
+    reason: str | None
+    live: bool
+    fixes: list[FixStatus]
+
+    def as_json(self) -> dict[str, object]:
+        """The report as plain dictionaries, lists and strings."""
+        return asdict(self)
+
+
+def status() -> list[FixStatus]:
+    """Return the state of every fix in this process.
+
+    Before torch's compiler has loaded, the states are those that its loading will lead to, as far as versions and the
+    environment settle them; the rest is ``waiting``.
+    """
+    return collect().fixes
+
+
+def collect(*, live: bool = False) -> Report:
+    """Make the report. With ``live`` the modules of every pending fix are imported first, torch among them."""
+    torch_version = installed_version("torch")
+    active = watcher in sys.meta_path or engine.current_plan() is not None
+    unloadable: dict[str, str] = {}
+    if live and active and torch_version is not None:
+        unloadable = _load_targets()
+    plan = engine.current_plan() or engine.make_plan()
+    if engine.current_plan() is not None:
+        engine.catch_up(plan)
+    known = catalog.load()
+    reasons = [] if active else [_why_inactive(plan.settings)]
+    rows = []
+    for id in (*known.fixes, *known.broken):
+        outcome = engine.outcome_of(plan, id)
+        if outcome.state == "waiting" and outcome.module in unloadable:
+            outcome = Outcome("waiting", f"{outcome.module} cannot be imported: {unloadable[outcome.module]}")
+        rows.append(_row(id, known.fixes.get(id), outcome))
+    return Report(
+        version=__version__,
+        python=platform.python_version(),
+        torch=torch_version,
+        enabled=plan.settings.enabled,
+        active=active,
+        reason="; ".join([*reasons, *plan.settings.problems]) or None,
+        live=live,
+        fixes=rows,
+    )
+
+
+def _load_targets() -> dict[str, str]:
+    errors = {}
+    for name in ("torch._dynamo", "torch._inductor"):
+        try:
+            import_module(name)
+        except Exception as error:
+            errors[name] = f"{type(error).__name__}: {error}"
+    plan = engine.current_plan()
+    for name in sorted(plan.modules) if plan else ():
+        try:
+            import_module(name)
+        except Exception as error:
+            errors[name] = f"{type(error).__name__}: {error}"
+    return errors
+
+
+def _why_inactive(wishes: settings.Settings) -> str:
+    if not wishes.enabled:
+        return f"{settings.SWITCH} switches everything off"
+    if sys.flags.no_site:
+        return "Python was started with -S, so torch_forwardfix.pth was not read; call torch_forwardfix.activate()"
+    return (
+        "torch_forwardfix.pth was not read when this interpreter started: install the wheel with pip into this "
+        "environment (an editable or --target install does not count), or call torch_forwardfix.activate()"
+    )
+
+
+def _row(id: str, fix: Fix | None, outcome: Outcome) -> FixStatus:
+    if fix is None:
+        return FixStatus(id, "", None, (), {}, None, (), False, outcome.state, outcome.reason, [])
+    return FixStatus(
+        id=id,
+        title=fix.title,
+        kind=fix.kind,
+        upstream=fix.upstream,
+        affects=dict(fix.affects),
+        fixed_in=fix.fixed_in,
+        targets=fix.targets,
+        changes_codegen=fix.changes_codegen,
+        state=outcome.state,
+        reason=outcome.reason,
+        proved_on=catalog.proved_on(fix),
+    )

@@ -1,0 +1,93 @@
+"""Proof: the reproduction of a fix, run in fresh processes without the fix and with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from typing import Literal
+
+from . import catalog, engine, settings
+from .fix import BugPresent, Fix
+
+Verdict = Literal["present", "absent", "error"]
+
+TIMEOUT_SECONDS = 900.0
+
+_ANSWER = "torch_forwardfix.verify: "
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a reproduction: whether the bug was there, what was seen, and the state of the fix afterwards."""
+
+    verdict: Verdict
+    detail: str
+    state: str
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Both runs of one fix. ``holds`` where the bug is there without it and gone with it, and the fix was applied."""
+
+    id: str
+    without: Run
+    with_fix: Run
+
+    @property
+    def holds(self) -> bool:
+        return (
+            self.without.verdict == "present" and self.with_fix.verdict == "absent" and self.with_fix.state == "applied"
+        )
+
+    def as_json(self) -> dict[str, object]:
+        """The proof as plain dictionaries and strings."""
+        return {"id": self.id, "holds": self.holds, "without": vars(self.without), "with": vars(self.with_fix)}
+
+
+def prove(fix: Fix) -> Proof:
+    """Run the reproduction of ``fix`` twice, each time in a fresh process with compile caches of its own."""
+    disabled = {name.strip() for name in os.environ.get(settings.DISABLE, "").split(",") if name.strip()}
+    without = _run(fix, {settings.DISABLE: ",".join(sorted(disabled | {fix.id}))})
+    return Proof(fix.id, without, _run(fix, {}))
+
+
+def _run(fix: Fix, environment: dict[str, str]) -> Run:
+    command = [sys.executable, "-c", "import sys; from torch_forwardfix.verify import child; child(sys.argv[1])", fix.id]
+    with tempfile.TemporaryDirectory(prefix="torch-forwardfix-") as caches:
+        own = {"TORCHINDUCTOR_CACHE_DIR": caches, "VLLM_CACHE_ROOT": os.path.join(caches, "vllm")}
+        try:
+            process = subprocess.run(
+                command,
+                env={**os.environ, **own, **environment},
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=TIMEOUT_SECONDS,
+            )
+        except subprocess.TimeoutExpired:
+            return Run("error", f"no answer within {TIMEOUT_SECONDS:.0f} s", "")
+    for line in process.stdout.splitlines():
+        if line.startswith(_ANSWER):
+            return Run(**json.loads(line.removeprefix(_ANSWER)))
+    last = next(reversed(process.stderr.strip().splitlines()), "")
+    return Run("error", f"exit status {process.returncode} without an answer: {last}", "")
+
+
+def child(id: str) -> None:
+    """Run one reproduction in this process and print its verdict for :func:`prove`."""
+    verdict: Verdict = "absent"
+    detail = ""
+    try:
+        catalog.load().fixes[id].reproduce()
+    except BugPresent as bug:
+        verdict, detail = "present", str(bug)
+    except Exception as error:
+        verdict, detail = "error", f"{type(error).__name__}: {error}"
+    plan = engine.current_plan() or engine.make_plan()
+    outcome = engine.outcome_of(plan, id)
+    answer = {"verdict": verdict, "detail": detail, "state": outcome.state}
+    print(f"\n{_ANSWER}{json.dumps(answer)}", flush=True)
