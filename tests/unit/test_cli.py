@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import json
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.skipif(find_spec("torch") is not None, reason="torch is installed")
+
+REPORT_KEYS = ["version", "python", "torch", "enabled", "active", "reason", "live", "fixes"]
+FIX_KEYS = [
+    "id",
+    "title",
+    "kind",
+    "upstream",
+    "affects",
+    "fixed_in",
+    "targets",
+    "changes_codegen",
+    "state",
+    "reason",
+    "proved_on",
+]
+ARMED = "import sys, torch_forwardfix; torch_forwardfix.init(); from torch_forwardfix.cli import main; sys.exit(main({}))"
+
+
+def cli(sandbox, *arguments: str, env: dict[str, str] | None = None) -> Any:
+    return sandbox.run("-m", "torch_forwardfix", *arguments, env=env)
+
+
+def library() -> str:
+    """Where our modules and their requirements are, for interpreters without site-packages."""
+    homes = []
+    for name in ("torch_forwardfix", "packaging", "importlib_metadata", "zipp"):
+        spec = find_spec(name)
+        if spec is not None and spec.origin is not None:
+            homes.append(str(Path(spec.origin).parents[1]))
+    return os.pathsep.join(dict.fromkeys(homes))
+
+
+def test_status_without_torch_says_so(sandbox) -> None:
+    process = cli(sandbox, "status")
+    assert (process.returncode, process.stderr) == (0, "")
+    assert "torch is not installed" in process.stdout.splitlines()[0]
+    assert "not-affected   fxgraph-cache-valueerror" in process.stdout
+
+
+def test_json_has_the_keys_of_the_contract(sandbox) -> None:
+    process = cli(sandbox, "status", "--json")
+    assert process.returncode == 0
+    report = json.loads(process.stdout)
+    assert list(report) == REPORT_KEYS
+    assert report["torch"] is None
+    assert (report["enabled"], report["live"]) == (True, False)
+    assert len(report["fixes"]) >= 4
+    for row in report["fixes"]:
+        assert list(row) == FIX_KEYS
+        assert row["state"] == "not-affected"
+        assert "not installed" in row["reason"]
+
+
+def test_status_tells_the_version_of_torch_without_importing_it(torch_tree) -> None:
+    torch_tree.write({"torch/__init__.py": "raise SystemExit(9)\n"})
+    report = json.loads(cli(torch_tree, "status", "--json").stdout)
+    assert report["torch"] == "2.10.0"
+    states = {row["id"]: row["state"] for row in report["fixes"]}
+    assert states["fxgraph-cache-valueerror"] == "waiting"
+    assert states["compile-disable"] == "not-affected"
+
+
+def test_live_status_says_what_cannot_be_imported(torch_tree) -> None:
+    process = torch_tree.run("-c", ARMED.format(["status", "--live", "--json"]))
+    report = json.loads(process.stdout)
+    assert (report["live"], report["active"]) == (True, True)
+    rows = {row["id"]: row for row in report["fixes"]}
+    assert rows["fxgraph-cache-valueerror"]["state"] == "waiting"
+    assert "torch._inductor.codecache cannot be imported" in rows["fxgraph-cache-valueerror"]["reason"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [(), ("nonsense",), ("status", "--nonsense"), ("status", "extra"), ("show",), ("show", "a", "b"), ("verify", "--live")],
+)
+def test_wrong_usage_exits_2(sandbox, arguments: tuple[str, ...]) -> None:
+    process = cli(sandbox, *arguments)
+    assert process.returncode == 2
+    assert process.stdout == ""
+    assert "usage:" in process.stderr
+    assert "Traceback" not in process.stderr
+
+
+@pytest.mark.parametrize("command", ["show", "verify"])
+def test_unknown_id_exits_2_and_is_named(sandbox, command: str) -> None:
+    process = cli(sandbox, command, "nonsense")
+    assert process.returncode == 2
+    assert process.stdout == ""
+    assert "'nonsense'" in process.stderr
+    assert "Traceback" not in process.stderr
+
+
+def test_unknown_id_comes_with_the_nearest_one(sandbox) -> None:
+    assert "did you mean 'aot-builtins'?" in cli(sandbox, "show", "aot-builtin").stderr
+
+
+def test_show_tells_the_story(sandbox) -> None:
+    process = cli(sandbox, "show", "fxgraph-cache-valueerror")
+    assert (process.returncode, process.stderr) == (0, "")
+    for said in ("pytorch/pytorch#176557", "pytorch/pytorch#176532", "vllm-project/vllm#38205", "2.11.0"):
+        assert said in process.stdout
+    assert "A cache key that cannot be pickled kills the compile." in process.stdout
+    assert "not-affected: torch is not installed" in process.stdout
+
+
+def test_verify_without_torch_runs_nothing(sandbox) -> None:
+    process = cli(sandbox, "verify")
+    assert process.returncode == 0
+    assert "not-affected, not run: torch is not installed" in process.stdout
+    assert "0 of 0 proved here" in process.stdout
+    report = json.loads(cli(sandbox, "verify", "--json").stdout)
+    assert report["proofs"] == []
+    assert "aot-builtins" in report["not_run"]
+
+
+def test_check_passes_when_armed(sandbox) -> None:
+    process = sandbox.run("-c", ARMED.format(["status", "--check"]))
+    assert process.returncode == 0, process.stdout
+    assert process.stdout.splitlines()[0].endswith(": active")
+
+
+def test_check_fails_when_switched_off(sandbox) -> None:
+    process = cli(sandbox, "status", "--check", env={"TORCH_FORWARDFIX": "0"})
+    assert process.returncode == 1
+    assert ": not active" in process.stdout
+    assert "TORCH_FORWARDFIX switches everything off" in process.stdout
+
+
+def test_check_fails_without_site(sandbox) -> None:
+    process = sandbox.run("-S", "-m", "torch_forwardfix", "status", "--check", env={"PYTHONPATH": library()})
+    assert process.returncode == 1, process.stderr
+    assert "-S" in process.stdout
+
+
+def test_check_fails_where_a_fix_failed(torch_tree) -> None:
+    torch_tree.write({"torch/version.py": "__version__ = 'not a version'\n"})
+    process = torch_tree.run("-c", ARMED.format(["status", "--check"]))
+    assert process.returncode == 1
+    assert "'not a version'" in process.stdout
+
+
+def test_wrong_setting_is_named(sandbox) -> None:
+    process = cli(sandbox, "status", env={"TORCH_FORWARDFIX_DISABLE": "aot-builtin"})
+    assert process.returncode == 0
+    assert "did you mean 'aot-builtins'?" in " ".join(process.stdout.split())
+
+
+@pytest.mark.parametrize("env", [{}, {"TORCH_FORWARDFIX": "0"}, {"TORCH_FORWARDFIX_DISABLE": "nonsense,other,third"}])
+def test_status_lines_fit_100_columns(torch_tree, env: dict[str, str]) -> None:
+    lines = cli(torch_tree, "status", env=env).stdout.splitlines()
+    assert len(lines) > 10
+    assert max(map(len, lines)) <= 100
+
+
+def test_version_is_printed(sandbox) -> None:
+    process = cli(sandbox, "--version")
+    assert process.returncode == 0
+    assert process.stdout.startswith("torch-forwardfix 0.")

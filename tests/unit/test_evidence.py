@@ -1,0 +1,54 @@
+"""The evidence file and the code say the same about every fix."""
+
+import re
+
+import pytest
+
+from torch_forwardfix import catalog, gates
+
+ROWS = catalog.evidence()
+FIXES = catalog.load().fixes
+
+
+def name(row):
+    return f"{row['fix']} on {row['release']}"
+
+
+def test_evidence_is_about_exactly_the_fixes_that_there_are():
+    assert {row["fix"] for row in ROWS} == set(FIXES)
+
+
+def test_every_fix_is_proved_and_shown_absent_elsewhere_if_there_is_an_elsewhere():
+    for fix in FIXES.values():
+        assert catalog.proved_on(fix), fix.id
+        if fix.fixed_in:
+            distribution = next(iter(fix.affects))
+            (first_fixed,) = (
+                row for row in ROWS if row["fix"] == fix.id and row["release"] == f"{distribution} {fix.fixed_in}"
+            )
+            assert first_fixed["without"] == "absent"
+
+
+@pytest.mark.parametrize("row", ROWS, ids=name)
+def test_the_range_is_what_was_seen(row):
+    distribution, _, version = row["release"].partition(" ")
+    affects = FIXES[row["fix"]].affects
+    if row["without"] == "not applicable":
+        assert distribution not in affects
+        assert (row["with"], row["state"]) == ("not applicable", "not-affected")
+        return
+    affected = gates.in_range(version, affects[distribution])
+    assert row["without"] == ("present" if affected else "absent")
+    assert row["with"] == "absent"
+    assert row["state"] == ("applied" if affected else "not-affected")
+
+
+@pytest.mark.parametrize("row", ROWS, ids=name)
+def test_every_row_says_where_it_was_seen(row):
+    assert set(row) == {"fix", "release", "without", "with", "state", "python", "torch"}
+    assert re.fullmatch(r"3\.\d+\.\d+", row["python"])
+    assert re.match(r"2\.\d+\.\d+", row["torch"])
+
+
+def test_no_row_is_there_twice():
+    assert len({name(row) for row in ROWS}) == len(ROWS)
