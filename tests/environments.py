@@ -1,8 +1,8 @@
 """Virtual environments with a real torch or vLLM and the wheel really installed, for the nox sessions.
 
 torch's CUDA build is installed without the nvidia packages, with stubs in their place (``stub_nvidia.py``): 1 to 2 GB a
-release instead of 5 to 7. An environment with the wheel is a small one of its own, whose site-packages name those of the
-environment with torch in a ``.pth`` file.
+release instead of 5 to 7. An environment with the wheel is a small one of its own, which names the site-packages of the
+one with torch in a ``.pth`` file.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+
+import stub_nvidia
 
 HERE = Path(__file__).parent
 ROOT = Path(os.environ.get("FORWARDFIX_ENVIRONMENTS", HERE.parent / ".nox" / "environments"))
@@ -33,7 +35,7 @@ def torch(version: str) -> Path:
         links = [f"--find-links={link}" for link in os.environ.get("PIP_FIND_LINKS", "").split()]
         _install(folder, "--no-deps", *links, f"torch=={version}")
         _install(folder, *TORCH_NEEDS)
-        subprocess.run([sys.executable, str(HERE / "stub_nvidia.py"), str(_site(folder) / "torch" / "lib")], check=True)
+        stub_nvidia.make_stubs(_site(folder) / "torch" / "lib")
         done.touch()
     return folder
 
@@ -53,7 +55,7 @@ def vllm(version: str) -> Path:
 
 
 def with_wheel(base: Path, wheel: Path, *more: str) -> Path:
-    """Return the interpreter of a fresh environment that has the wheel, ``more`` packages, and all that ``base`` has."""
+    """Return the interpreter of a fresh environment with the wheel, ``more`` packages, and all that ``base`` has."""
     folder = ROOT / f"{base.name}-with-wheel"
     _venv(folder)
     _install(folder, "--no-deps", str(wheel))

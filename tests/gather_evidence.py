@@ -17,7 +17,8 @@ from torch_forwardfix import catalog, gates, verify
 def rows(distribution: str) -> list[dict[str, str]]:
     version = gates.installed_version(distribution)
     torch = gates.installed_version("torch")
-    assert version is not None and torch is not None, f"{distribution} and torch must be installed"
+    if version is None or torch is None:
+        raise SystemExit(f"{distribution} and torch must be installed")
     found = []
     for fix in catalog.load().fixes.values():
         row = {"fix": fix.id, "release": f"{distribution} {version.partition('+')[0]}"}

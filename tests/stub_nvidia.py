@@ -1,7 +1,5 @@
 """Make a CUDA build of torch importable on a machine without a GPU and without 3 GB of nvidia packages.
 
-usage: python stub_nvidia.py TORCH_LIB_FOLDER
-
 For each nvidia library that torch's own libraries need and that is not there, it compiles an empty one that has the
 needed symbols in the needed versions; all of them return an error code. torch then runs on the CPU. Linux, with gcc and
 binutils.
@@ -11,7 +9,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 import tempfile
 from collections import defaultdict
 from pathlib import Path
@@ -44,7 +41,7 @@ def output(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def main(folder: Path) -> None:
+def make_stubs(folder: Path) -> None:
     missing: set[str] = set()  # names of the libraries to make
     versions: dict[str, str] = {}  # symbol version -> library
     undefined: set[str] = set()
@@ -104,7 +101,3 @@ def compile_stub(path: Path, symbols: dict[str, list[str]]) -> None:
             version_script.flush()
             command.append(f"-Wl,--version-script={version_script.name}")
         subprocess.run(command, input=source, text=True, check=True)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -15,10 +15,12 @@ def watcher(name, path=None, target=None):
     if name == "torch._dynamo" or name == "torch._inductor":
         try:
             from .engine import take_over
+
+            finder = take_over()
         except Exception as error:
             _give_up(error)
         else:
-            return take_over().find_spec(name, path, target)
+            return finder.find_spec(name, path, target)
     return None
 
 
@@ -42,8 +44,11 @@ def init():
 
 def _give_up(error):
     """Leave the import path after a fault of our own (say, files replaced while the process runs); torch goes on."""
+    import os
     from logging import getLogger
 
+    if os.environ.get("TORCH_FORWARDFIX_STRICT", "").strip().lower() in ("1", "on", "true", "yes"):
+        raise error
     sys.meta_path = [finder for finder in sys.meta_path if finder is not watcher]
     getLogger(__name__).warning("no fix is applied: %s: %s", type(error).__name__, error)
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import pkgutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module, resources
+from typing import Any
 
 from . import fixes
 from .fix import Fix, Outcome
@@ -36,7 +37,12 @@ def load() -> Catalog:
             found[name] = fix
         except Exception as error:
             broken[name] = Outcome("failed", f"cannot be loaded: {type(error).__name__}: {error}")
-    for source, name, load_plugin in _plugins():
+    try:
+        plugins = _plugins()
+    except Exception as error:
+        plugins = []
+        broken["plug-ins"] = Outcome("failed", f"cannot be listed: {type(error).__name__}: {error}")
+    for source, name, load_plugin in plugins:
         try:
             plugged = load_plugin()
             for fix in (plugged,) if isinstance(plugged, Fix) else plugged:
@@ -53,11 +59,13 @@ def load() -> Catalog:
     return Catalog(found, broken)
 
 
-def _plugins() -> Iterable[tuple[str, str, object]]:
+def _plugins() -> list[tuple[str, str, Callable[[], Any]]]:
     from importlib_metadata import entry_points
 
-    for point in entry_points(group=ENTRY_POINTS):
-        yield (point.dist.name if point.dist else point.value), point.name, point.load
+    return [
+        (point.dist.name if point.dist else point.value, point.name, point.load)
+        for point in entry_points(group=ENTRY_POINTS)
+    ]
 
 
 @cache

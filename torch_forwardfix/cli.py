@@ -12,7 +12,6 @@ from inspect import getdoc, getmodule
 from . import catalog, engine, report, settings
 from ._version import __version__
 
-
 _BAD_STATES = ("failed", "drifted", "missed")
 
 

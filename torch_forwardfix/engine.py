@@ -1,4 +1,4 @@
-"""Gate, probe, patch, outcome: what happens when torch's compiler loads. It decides for each fix and keeps the record."""
+"""Gate, probe, patch, outcome: what happens when torch's compiler loads. It decides, and keeps the record."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from time import perf_counter
 from types import ModuleType
 
 from . import catalog, patching, settings, watcher
-from .fix import STATES, Drifted, Fix, Outcome
+from .fix import STATES, Drifted, Fix, Outcome, State
 from .gates import why_not_affected
 from .hook import PostImportFinder
 
@@ -21,7 +21,7 @@ _WORST_FIRST = ("failed", "drifted", "foreign", "missed", "applied", "waiting", 
 assert set(_WORST_FIRST) <= set(STATES)
 
 
-class FixNotApplied(ImportError):
+class FixNotApplied(RuntimeError):
     """Raised at import under ``TORCH_FORWARDFIX_STRICT=1`` for a fix that is needed and could not be applied."""
 
 
@@ -96,7 +96,7 @@ def take_over() -> PostImportFinder:
                 _tell(plan, id, outcome)
     plan, finder = _started["plan"]
     _install(finder, needed=bool(plan.pending))
-    catch_up(plan)
+    catch_up()
     return finder
 
 
@@ -126,8 +126,11 @@ def _install(finder: PostImportFinder, *, needed: bool) -> None:
         sys.meta_path = [other for other in sys.meta_path if other is not watcher]
 
 
-def catch_up(plan: Plan) -> None:
+def catch_up() -> None:
     """Patch what was loaded before us or past us."""
+    if not _started:
+        return
+    plan, finder = _started["plan"]
     for name in plan.modules:
         module = sys.modules.get(name)
         if module is None:
@@ -138,14 +141,8 @@ def catch_up(plan: Plan) -> None:
                 continue
             if not half_way:
                 _treat(plan, fix, module)
-            elif not _started_here(plan, name):
+            elif not finder.has_hooked(name):
                 _record(plan, fix, Outcome("missed", f"{name} had begun to load before the hook was there", name))
-
-
-def _started_here(plan: Plan, name: str) -> bool:
-    """Whether a module that is loading now is one that the hook will call back for."""
-    spec = getattr(sys.modules.get(name), "__spec__", None)
-    return "exec_module" in getattr(getattr(spec, "loader", None), "__dict__", ())
 
 
 def _module_loaded(plan: Plan, module: ModuleType) -> None:
@@ -157,6 +154,7 @@ def _module_loaded(plan: Plan, module: ModuleType) -> None:
 def _treat(plan: Plan, fix: Fix, module: ModuleType) -> None:
     """Probe and patch one module for one fix; all of its modules are rolled back when one fails."""
     start = perf_counter()
+    state: State
     key = (fix.id, module.__name__)
     try:
         with patching.journal() as undo:
@@ -174,7 +172,7 @@ def _treat(plan: Plan, fix: Fix, module: ModuleType) -> None:
     _record(plan, fix, Outcome(state, reason, module.__name__, perf_counter() - start))
 
 
-def _probe_and_apply(fix: Fix, module: ModuleType) -> tuple:
+def _probe_and_apply(fix: Fix, module: ModuleType) -> tuple[State, str]:
     for target in fix.targets:
         home, _, qualname = target.partition(":")
         if home != module.__name__:
@@ -223,8 +221,8 @@ def outcome_of(plan: Plan, id: str) -> Outcome:
     ]
     worst = min(parts, key=lambda part: _WORST_FIRST.index(part.state))
     if worst.state == "applied":
-        reason = "; ".join(part.reason for part in parts if part.state == "applied")
-        return Outcome("applied", reason, worst.module, sum(part.duration for part in parts))
+        reasons = "; ".join(part.reason for part in parts if part.state == "applied")
+        return Outcome("applied", reasons, worst.module, sum(part.duration for part in parts))
     if worst.state == "waiting":
         names = " or ".join(part.module or "" for part in parts if part.state == "waiting")
         return Outcome("waiting", f"for {names} to load; its probe decides", worst.module)

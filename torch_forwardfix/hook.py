@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from importlib.abc import Loader
 from importlib.machinery import ExtensionFileLoader, ModuleSpec, SourceFileLoader, SourcelessFileLoader
 from threading import get_ident
-from types import FunctionType, ModuleType
+from types import ModuleType
 from typing import Any
 
 Callback = Callable[[ModuleType], None]
@@ -27,6 +27,7 @@ class PostImportFinder:
         self._names = frozenset(names)
         self._callback = callback
         self._asking: set[tuple[int, str]] = set()
+        self._hooked: set[str] = set()
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -44,11 +45,14 @@ class PostImportFinder:
             self._asking.discard(key)
         if spec is not None and spec.loader is not None:
             _hook(spec, self._callback)
+            self._hooked.add(name)
         return spec
 
-    def _ask_the_others(
-        self, name: str, path: Sequence[str] | None, target: ModuleType | None
-    ) -> ModuleSpec | None:
+    def has_hooked(self, name: str) -> bool:
+        """Whether ``name`` came by: if it is loading now, there will be a callback."""
+        return name in self._hooked
+
+    def _ask_the_others(self, name: str, path: Sequence[str] | None, target: ModuleType | None) -> ModuleSpec | None:
         finders = list(sys.meta_path)
         position = next((i for i, finder in enumerate(finders) if finder is self), -1)
         for finder in finders[position + 1 :]:
@@ -60,17 +64,24 @@ class PostImportFinder:
         return None
 
 
+def _unseen(function: Any) -> Any:
+    """Let CPython trim the function's frame from the traceback of a failing import, as it trims importlib's own."""
+    function.__code__ = function.__code__.replace(co_filename="<frozen importlib._bootstrap>")
+    return function
+
+
 def _hook(spec: ModuleSpec, callback: Callback) -> None:
     loader = spec.loader
     if isinstance(loader, _OWN_LOADER) and "exec_module" not in vars(loader):
         original = loader.exec_module
 
+        @_unseen
         def exec_module(module: ModuleType) -> None:
             vars(loader).pop("exec_module", None)
             original(module)
             _announce(module, callback)
 
-        loader.exec_module = _unseen(exec_module)  # type: ignore[method-assign]
+        vars(loader)["exec_module"] = exec_module
     else:
         spec.loader = _LoaderProxy(loader, callback)
 
@@ -89,6 +100,7 @@ class _LoaderProxy(Loader):
         create: Callable[[ModuleSpec], ModuleType | None] = self._loader.create_module
         return create(spec)
 
+    @_unseen
     def exec_module(self, module: ModuleType) -> None:
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader
@@ -104,13 +116,3 @@ def _announce(module: ModuleType, callback: Callback) -> None:
     if parent in sys.modules:
         setattr(sys.modules[parent], child, live)
     callback(live)
-
-
-def _unseen(function: Callable[[ModuleType], None]) -> Callable[[ModuleType], None]:
-    """Let CPython trim the function's frame from the traceback of a failing import, as it trims importlib's own."""
-    assert isinstance(function, FunctionType)
-    function.__code__ = function.__code__.replace(co_filename="<frozen importlib._bootstrap>")
-    return function
-
-
-_LoaderProxy.exec_module = _unseen(_LoaderProxy.exec_module)  # type: ignore[method-assign]

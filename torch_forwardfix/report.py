@@ -33,7 +33,7 @@ class FixStatus:
 
 @dataclass(frozen=True)
 class Report:
-    """What ``status --json`` prints. ``reason`` says why the hook is not active, and what is wrong with the settings."""
+    """What ``status --json`` prints. ``reason`` says why the hook is not active and what is wrong with the settings."""
 
     version: str
     python: str
@@ -65,9 +65,8 @@ def collect(*, live: bool = False) -> Report:
     unloadable: dict[str, str] = {}
     if live and active and torch_version is not None:
         unloadable = _load_targets()
+    engine.catch_up()
     plan = engine.current_plan() or engine.make_plan()
-    if engine.current_plan() is not None:
-        engine.catch_up(plan)
     known = catalog.load()
     reasons = [] if active else [_why_inactive(plan.settings)]
     rows = []

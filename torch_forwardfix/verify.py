@@ -56,7 +56,12 @@ def prove(fix: Fix) -> Proof:
 
 
 def _run(fix: Fix, environment: dict[str, str]) -> Run:
-    command = [sys.executable, "-c", "import sys; from torch_forwardfix.verify import child; child(sys.argv[1])", fix.id]
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from torch_forwardfix.verify import child; child(sys.argv[1])",
+        fix.id,
+    ]
     with tempfile.TemporaryDirectory(prefix="torch-forwardfix-") as caches:
         own = {"TORCHINDUCTOR_CACHE_DIR": caches, "VLLM_CACHE_ROOT": os.path.join(caches, "vllm")}
         try:

@@ -156,7 +156,9 @@ if sys.argv[1] == "export":
     print(torch.equal(torch.export.export(Double(), (x,), strict=True).module()(x), double(x)))
 """
     # Up to 2.10 a strict export fails while dynamo is disabled, with us and without.
-    strict = "export" if python(PRELUDE + _EXPORT, TORCH_COMPILE_DISABLE="1", TORCH_FORWARDFIX="0").returncode == 0 else ""
+    strict = (
+        "export" if python(PRELUDE + _EXPORT, TORCH_COMPILE_DISABLE="1", TORCH_FORWARDFIX="0").returncode == 0 else ""
+    )
     check(python(PRELUDE + program, strict, TORCH_COMPILE_DISABLE="1"))
 
 

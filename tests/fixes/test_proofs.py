@@ -24,7 +24,8 @@ def test_live_status_applies_what_is_in_range_and_nothing_else(python):
     report = json.loads(
         check(python("import sys; from torch_forwardfix.cli import main; main(['status', '--json', '--live'])"))
     )
-    assert report["live"] and report["active"]
+    assert report["live"]
+    assert report["active"]
     states = {fix["id"]: fix["state"] for fix in report["fixes"]}
     assert states == {id: "applied" if in_range(id) else "not-affected" for id in FIXES}
 
@@ -41,9 +42,10 @@ def test_check_passes_here(python):
 
 
 def test_import_torch_alone_loads_none_of_our_modules_but_the_boot(python):
-    assert check(
-        python("import torch, sys; print([name for name in sys.modules if name.startswith('torch_forwardfix')])")
-    ) == "['torch_forwardfix']\n"
+    assert (
+        check(python("import torch, sys; print([name for name in sys.modules if name.startswith('torch_forwardfix')])"))
+        == "['torch_forwardfix']\n"
+    )
 
 
 def test_nothing_stays_on_the_import_path_under_the_opt_out(python):

@@ -18,7 +18,8 @@ def armed(): return sum(finder is torch_forwardfix.watcher for finder in sys.met
 
 
 def test_arming_twice_arms_once(sandbox) -> None:
-    code = "torch_forwardfix.init(); torch_forwardfix.init(); say(armed(), sys.meta_path[0] is torch_forwardfix.watcher)"
+    code = "torch_forwardfix.init()\ntorch_forwardfix.init()\n"
+    code += "say(armed(), sys.meta_path[0] is torch_forwardfix.watcher)"
     assert sandbox.ask(DISARM + code) == [1, True]
 
 
@@ -59,7 +60,8 @@ print(json.dumps(sorted(set(sys.modules) - before)))
 
 
 def test_arming_prints_nothing(sandbox) -> None:
-    process = sandbox.run("-c", "import torch_forwardfix; torch_forwardfix.init()", env={"TORCH_FORWARDFIX": "nonsense"})
+    code = "import torch_forwardfix; torch_forwardfix.init()"
+    process = sandbox.run("-c", code, env={"TORCH_FORWARDFIX": "nonsense"})
     assert (process.returncode, process.stdout, process.stderr) == (0, "", "")
 
 
@@ -104,8 +106,9 @@ torch_forwardfix.init()
 sys.meta_path.insert(0, first)
 sys.meta_path.append(last)
 def others():
-    """All finders but ours and that of importlib-metadata, which adds its own when it is imported."""
-    homes = [(getattr(finder, "__module__", None) or type(finder).__module__).partition(".")[0] for finder in sys.meta_path]
+    # importlib-metadata adds a finder of its own when it is imported.
+    modules = [getattr(finder, "__module__", None) or type(finder).__module__ for finder in sys.meta_path]
+    homes = [module.partition(".")[0] for module in modules]
     return [id(finder) for finder, home in zip(sys.meta_path, homes)
             if home not in ("torch_forwardfix", "importlib_metadata")]
 before = others()

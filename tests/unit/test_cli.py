@@ -24,7 +24,12 @@ FIX_KEYS = [
     "reason",
     "proved_on",
 ]
-ARMED = "import sys, torch_forwardfix; torch_forwardfix.init(); from torch_forwardfix.cli import main; sys.exit(main({}))"
+ARMED = """
+import sys, torch_forwardfix
+torch_forwardfix.init()
+from torch_forwardfix.cli import main
+sys.exit(main({}))
+"""
 
 
 def cli(sandbox, *arguments: str, env: dict[str, str] | None = None) -> Any:
@@ -82,7 +87,15 @@ def test_live_status_says_what_cannot_be_imported(torch_tree) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [(), ("nonsense",), ("status", "--nonsense"), ("status", "extra"), ("show",), ("show", "a", "b"), ("verify", "--live")],
+    [
+        (),
+        ("nonsense",),
+        ("status", "--nonsense"),
+        ("status", "extra"),
+        ("show",),
+        ("show", "a", "b"),
+        ("verify", "--live"),
+    ],
 )
 def test_wrong_usage_exits_2(sandbox, arguments: tuple[str, ...]) -> None:
     process = cli(sandbox, *arguments)

@@ -215,7 +215,8 @@ def test_lazy_module_calls_back_when_it_executes(tree) -> None:
 
 @pytest.mark.parametrize("error", ["ValueError", "ImportError"])
 def test_module_that_fails_once_is_hooked_when_it_succeeds(sandbox, error: str) -> None:
-    sandbox.write({"once.py": f"import sys\nif not hasattr(sys, 'again'):\n    sys.again = 1\n    raise {error}('no')\n"})
+    once = f"import sys\nif not hasattr(sys, 'again'):\n    sys.again = 1\n    raise {error}('no')\n"
+    sandbox.write({"once.py": once})
     code = f"""
     hook("once")
     try:
@@ -312,9 +313,10 @@ def test_loader_that_is_handed_on_takes_an_exec_module(tree) -> None:
     assert tree.ask(HOOK + THEIRS + textwrap.dedent(code)) == [["pkg.mod"], True, True]
 
 
-def test_finder_of_old_without_find_spec_is_passed_over(tree) -> None:
+def test_finder_without_find_spec_is_passed_over(tree) -> None:
     code = """
     hook("pkg.mod")
+    importlib.import_module("pkg")
     sys.meta_path.insert(1, object())
     say(importlib.util.find_spec("pkg.mod").name)
     """
@@ -366,7 +368,8 @@ def test_circular_imports_call_back_once_each(sandbox) -> None:
 
 
 def test_module_that_replaces_itself_is_seen_as_it_lives(sandbox) -> None:
-    sandbox.write({"pkg/__init__.py": "", "pkg/me.py": "import sys\nclass Me:\n    value = 1\nsys.modules[__name__] = Me()\n"})
+    me = "import sys\nclass Me:\n    value = 1\nsys.modules[__name__] = Me()\n"
+    sandbox.write({"pkg/__init__.py": "", "pkg/me.py": me})
     code = """
     hook("pkg.me", callback=lambda module: (calls.append(type(module).__name__), setattr(module, "value", "patched")))
     from pkg.me import value

@@ -33,7 +33,10 @@ def test_switch_takes_the_usual_words(value: str, enabled: bool) -> None:
 
 @pytest.mark.parametrize(
     ("value", "strict"),
-    [("1", True), ("on", True), ("True", True), (" yes ", True), ("", False), ("0", False), ("off", False), ("NO", False)],
+    [
+        *((word, True) for word in ("1", "on", "True", " yes ")),
+        *((word, False) for word in ("", "0", "off", "NO")),
+    ],
 )
 def test_strict_takes_the_usual_words(value: str, strict: bool) -> None:
     read = settings.read(IDS, {"TORCH_FORWARDFIX_STRICT": value})

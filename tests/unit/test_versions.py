@@ -67,7 +67,7 @@ def cells() -> list[tuple[str, str, bool]]:
     return [
         (version, SPECIFIERS[column], cell == "in")
         for version, *values in rows
-        for column, cell in zip(header[1:], values)
+        for column, cell in zip(header[1:], values, strict=True)
     ]
 
 
@@ -156,7 +156,7 @@ ALL_FORMS = "'>=X.dev0', '<Xrc99', '==X', '!=X'"
     ],
 )
 def test_bound_that_leaves_builds_out_is_refused_with_advice(specifier: str, clause: str, advice: str) -> None:
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match="Fix.affects") as caught:
         fix(specifier)
     message = str(caught.value)
     assert "Fix.affects['torch']" in message
@@ -181,7 +181,8 @@ def test_bound_that_admits_pre_releases_is_taken(specifier: str) -> None:
 )
 def test_installed_version_is_read_without_importing(sandbox, files: dict[str, str], expected: str) -> None:
     sandbox.write(files)
-    code = "from torch_forwardfix.gates import installed_version\nsay(installed_version('torch'), 'torch' in sys.modules)"
+    code = "from torch_forwardfix.gates import installed_version\n"
+    code += "say(installed_version('torch'), 'torch' in sys.modules)"
     assert sandbox.ask(code) == [expected, False]
 
 

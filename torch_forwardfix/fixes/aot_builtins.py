@@ -7,10 +7,10 @@ same for a builtin that the bytecode loads by its own name. In 2.9 there was no 
 NameError, in the process that had compiled it too.
 
 Upstream saves what is missing since 2.12 (pytorch#177558). From 2.10 on the patch does it at the same place,
-``GraphCaptureOutput.get_runtime_env``, with two differences: a builtin never stands in for a global of the user that has
-its name, and only real builtins are saved, not what IPython and others add to that namespace (their module would have to
-be there when the artifact is loaded). 2.9 has no such place; there the global is provided when a function is set up, so
-an artifact saved under 2.9 needs this fix where it is loaded.
+``GraphCaptureOutput.get_runtime_env``, with two differences: a builtin never stands in for a global of the user that
+has its name, and only real builtins are saved, not what IPython and others add to that namespace (their module would
+have to be there when the artifact is loaded). 2.9 has no such place; there the global is provided when a function is
+set up, so an artifact saved under 2.9 needs this fix where it is loaded.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ be pickled is meant to bypass the cache: ``FxGraphCachePickler.dumps`` turns Typ
 into ``BypassFxGraphCache``. But the pickler runs in fast mode, where an object that refers to itself raises ValueError,
 as do some mkldnn and opaque tensors; that one went through and ended the compile of a program that needed no cache.
 
-Upstream added ValueError to the list (pytorch#176532, #176557). The patch does the same from outside. It is a wrapper on
-the base class, so ``AOTAutogradCachePickler`` and other sub-classes have it as well.
+Upstream added ValueError to the list (pytorch#176532, #176557). The patch does the same from outside. It is a wrapper
+on the base class, so ``AOTAutogradCachePickler`` and other sub-classes have it as well.
 """
 
 from __future__ import annotations
@@ -33,11 +33,12 @@ def apply(module: ModuleType) -> None:
     def convert_value_error(original: Any) -> Any:
         def dumps(self: Any, obj: Any) -> bytes:
             try:
-                return original(self, obj)  # type: ignore[no-any-return]
+                key: bytes = original(self, obj)
             except ValueError as error:
                 # torch says the same, at the same level, for the exceptions that it converts itself.
                 module.log.warning("Failed to pickle cache key", exc_info=True)
                 raise bypass("Failed to pickle cache key") from error
+            return key
 
         return dumps
 
@@ -48,7 +49,7 @@ def reproduce() -> None:
     import torch
     from torch._inductor.custom_graph_pass import CustomGraphPass
 
-    class PassWithCyclicKey(CustomGraphPass):
+    class PassWithCyclicKey(CustomGraphPass):  # type: ignore[misc]
         def __call__(self, graph: torch.fx.Graph) -> None:
             pass
 

@@ -1,13 +1,13 @@
 """vLLM ignores ``TORCH_COMPILE_DISABLE=1``.
 
 Up to 0.19 vLLM plans its compilation without looking at the variable. ``torch.compile`` then is a no-op underneath, or
-not even that: with AOT compilation 0.19.0 compiles all the same. And where the model does run eagerly, vLLM still leaves
-its custom ops off, because it counts on the compiler to replace them.
+not even that: with AOT compilation 0.19.0 compiles all the same. And where the model does run eagerly, vLLM still
+leaves its custom ops off, because it counts on the compiler to replace them.
 
 Since 0.20 ``VllmConfig.__post_init__`` reads the variable, exactly ``1``, and chooses mode NONE (vllm#40715). The patch
-makes the same choice before the original method runs: everything that it derives from the mode (custom ops, CUDA graphs,
-splitting) then follows, in the engine's own process too, which builds its configuration anew. 0.11.0 keeps the class in
-``vllm.config`` and calls the mode a level.
+makes the same choice before the original method runs: everything that it derives from the mode (custom ops, CUDA
+graphs, splitting) then follows, in the engine's own process too, which builds its configuration anew. 0.11.0 keeps the
+class in ``vllm.config`` and calls the mode a level.
 """
 
 from __future__ import annotations
