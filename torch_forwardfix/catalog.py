@@ -54,8 +54,9 @@ def load() -> Catalog:
                     )
                 else:
                     found[fix.id] = fix
-        except Exception as error:
-            broken[name] = Outcome("failed", f"plug-in {source} cannot be loaded: {type(error).__name__}: {error}")
+        except (Exception, SystemExit) as error:
+            reason = f"plug-in {source} cannot be loaded: {type(error).__name__}: {error}"
+            broken[f"{source}:{name}"] = Outcome("failed", reason)
     return Catalog(found, broken)
 
 

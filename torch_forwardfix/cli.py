@@ -68,8 +68,9 @@ def _print_report(made: report.Report) -> None:
             _print_wrapped(f"proved on {', '.join(fix.proved_on)}", " " * 15)
 
 
-def _print_wrapped(text: str, indent: str) -> None:
-    print(textwrap.fill(text, 100, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False))
+def _print_wrapped(text: str, first: str, rest: str | None = None) -> None:
+    rest = first if rest is None else rest
+    print(textwrap.fill(text, 100, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False))
 
 
 def _show(options: argparse.Namespace) -> int:
@@ -90,7 +91,7 @@ def _show(options: argparse.Namespace) -> int:
         "here": "{0.state}: {0.reason}".format(engine.outcome_of(engine.make_plan(), fix.id)),
     }
     for name, value in rows.items():
-        print(f"{name + ':':<16}{value}")
+        _print_wrapped(f"{name + ':':<16}{value}", "", " " * 16)
     story = getdoc(getmodule(fix.reproduce))
     if story:
         print(f"\n{story}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from logging import getLogger
 from time import perf_counter
 from types import ModuleType
@@ -16,8 +16,10 @@ from .hook import PostImportFinder
 
 log = getLogger(__package__)
 
+# A fix with one of these on any of its modules is taken back from all of them, and stays so.
+_NOT_APPLICABLE = ("failed", "drifted", "foreign", "missed")
 # Of a fix with several modules, the outcome that comes first here is that of the whole.
-_WORST_FIRST = ("failed", "drifted", "foreign", "missed", "applied", "waiting", "already-fixed")
+_WORST_FIRST = (*_NOT_APPLICABLE, "applied", "waiting", "already-fixed")
 assert set(_WORST_FIRST) <= set(STATES)
 
 
@@ -152,10 +154,14 @@ def _module_loaded(plan: Plan, module: ModuleType) -> None:
 
 
 def _treat(plan: Plan, fix: Fix, module: ModuleType) -> None:
-    """Probe and patch one module for one fix; all of its modules are rolled back when one fails."""
+    """Probe and patch one module for one fix: all of its modules, or none."""
     start = perf_counter()
     state: State
     key = (fix.id, module.__name__)
+    for (id, _), earlier in plan.outcomes.items():
+        if id == fix.id and earlier.state in _NOT_APPLICABLE:
+            plan.outcomes[key] = replace(earlier, module=module.__name__, duration=0.0)
+            return
     try:
         with patching.journal() as undo:
             state, reason = _probe_and_apply(fix, module)
@@ -163,13 +169,15 @@ def _treat(plan: Plan, fix: Fix, module: ModuleType) -> None:
         state, reason = "drifted", str(drift)
     except Exception as error:
         state, reason = "failed", f"{type(error).__name__}: {error}"
+    else:
+        plan.undo[key] = undo
+    outcome = Outcome(state, reason, module.__name__, perf_counter() - start)
+    if state in _NOT_APPLICABLE:
         for other, steps in plan.undo.items():
             if other[0] == fix.id:
                 patching.roll_back(steps)
-                plan.outcomes[other] = Outcome("failed", f"rolled back with {module.__name__}", other[1])
-    else:
-        plan.undo[key] = undo
-    _record(plan, fix, Outcome(state, reason, module.__name__, perf_counter() - start))
+                plan.outcomes[other] = replace(outcome, module=other[1], duration=0.0)
+    _record(plan, fix, outcome)
 
 
 def _probe_and_apply(fix: Fix, module: ModuleType) -> tuple[State, str]:

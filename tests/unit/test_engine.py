@@ -249,7 +249,9 @@ def test_broken_plugin_is_one_failed_row(engine, value: str, reason: str) -> Non
     engine.plug("fix()")
     engine.sandbox.write({"broken.py": "NOT_A_FIX = ('text',)\nNUMBER = 1\n"})
     engine.entry_point(value, "broken")
-    (state, said), other, result, lines = engine.ask(IMPORT_ONE + "say(state('broken'), state()[0], one.f(), lines)")
+    (state, said), other, result, lines = engine.ask(
+        IMPORT_ONE + "say(state('broken:broken'), state()[0], one.f(), lines)"
+    )
     assert state == "failed"
     assert "plug-in broken cannot be loaded" in said
     assert reason in said

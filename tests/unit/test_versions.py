@@ -156,7 +156,7 @@ ALL_FORMS = "'>=X.dev0', '<Xrc99', '==X', '!=X'"
     ],
 )
 def test_bound_that_leaves_builds_out_is_refused_with_advice(specifier: str, clause: str, advice: str) -> None:
-    with pytest.raises(ValueError, match="Fix.affects") as caught:
+    with pytest.raises(ValueError, match=r"Fix\.affects") as caught:
         fix(specifier)
     message = str(caught.value)
     assert "Fix.affects['torch']" in message
