@@ -33,7 +33,7 @@ PYTEST = ("pytest", "-q", "--color=yes", "-rs")
 
 def build_wheel(session: nox.Session) -> Path:
     folder = Path(session.create_tmp()).resolve() / "dist"
-    session.run("uv", "build", "--quiet", "--clear", f"--out-dir={folder}", external=True)
+    session.run(environments.uv(), "build", "--quiet", "--clear", f"--out-dir={folder}", external=True)
     return next(folder.glob("*.whl"))
 
 
@@ -47,8 +47,8 @@ def make(session: nox.Session, kind: str, version: str, *more: str) -> str:
 def tests(session: nox.Session) -> None:
     """Unit tests, install tests, and every fix on its last affected and first fixed release."""
     wheel = build_wheel(session)
-    session.install("build", "uv", "hypothesis", *PYTEST[:1], "packaging", "importlib-metadata")
-    session.run("uv", "pip", "install", "--quiet", "--no-deps", "--reinstall", str(wheel), external=True)
+    session.install("pytest", "pip", "build", "uv", "packaging", "importlib-metadata")
+    session.install("--no-deps", "--reinstall", str(wheel))
     site = environments.torch("2.10.0").joinpath("lib", f"python{sys.version_info[0]}.{sys.version_info[1]}")
     session.env["FORWARDFIX_TORCH_SITE"] = str(site / "site-packages")
     session.run(*PYTEST, "tests/unit", "tests/install", *session.posargs)

@@ -66,15 +66,16 @@ def with_wheel(base: Path, wheel: Path, *more: str) -> Path:
 
 
 def _venv(folder: Path) -> None:
-    subprocess.run([_uv(), "venv", "--quiet", "--clear", f"--python={sys.executable}", str(folder)], check=True)
+    subprocess.run([uv(), "venv", "--quiet", "--clear", f"--python={sys.executable}", str(folder)], check=True)
 
 
 def _install(folder: Path, *arguments: str) -> None:
-    command = [_uv(), "pip", "install", "--quiet", "--no-cache", f"--python={_python(folder)}", *arguments]
+    command = [uv(), "pip", "install", "--quiet", "--no-cache", f"--python={_python(folder)}", *arguments]
     subprocess.run(command, check=True)
 
 
-def _uv() -> str:
+def uv() -> str:
+    """The uv that is installed beside nox; it need not be on PATH."""
     from uv import find_uv_bin
 
     return str(find_uv_bin())
