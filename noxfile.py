@@ -28,7 +28,7 @@ CI_TORCH = ("2.10.0", "2.11.0", "2.12.0", "2.15.0")
 CI_VLLM = ("0.19.0", "0.20.0")
 
 EVIDENCE = Path("torch_forwardfix", "evidence.json")
-PYTEST = ("pytest", "-q", "--color=yes", "-rs")
+PYTEST = ("pytest", "-q", "-rs")
 
 
 def build_wheel(session: nox.Session) -> Path:
