@@ -81,15 +81,16 @@ def test_converts_value_error_alone_and_keeps_the_chain_in_every_pickler(python)
     *lines, names = check(python(PICKLERS)).splitlines()
     *unpatched, names_unpatched = check(python(PICKLERS, TORCH_FORWARDFIX="0")).splitlines()
     assert names == names_unpatched == "dumps FxGraphCachePickler.dumps torch._inductor.codecache"
-    assert [line for line in lines if " ValueError " in line] == [
-        "FxGraphCachePickler ValueError BypassFxGraphCache True",
-        "OwnPickler ValueError BypassFxGraphCache True",
-        "AOTAutogradCachePickler ValueError BypassFxGraphCache True",
-    ]
     assert len(lines) == 12
-    assert [line for line in lines if " ValueError " not in line] == [
-        line for line in unpatched if " ValueError " not in line
-    ]
+    if in_range("fxgraph-cache-valueerror"):
+        assert [line for line in lines if " ValueError " in line] == [
+            "FxGraphCachePickler ValueError BypassFxGraphCache True",
+            "OwnPickler ValueError BypassFxGraphCache True",
+            "AOTAutogradCachePickler ValueError BypassFxGraphCache True",
+        ]
+        lines = [line for line in lines if " ValueError " not in line]
+        unpatched = [line for line in unpatched if " ValueError " not in line]
+    assert lines == unpatched
 
 
 CACHED = """
