@@ -43,6 +43,12 @@ def make(session: nox.Session, kind: str, version: str, *more: str) -> str:
     return str(environments.with_wheel(base, build_wheel(session), *more))
 
 
+def test_fixes(session: nox.Session, torch_versions: tuple[str, ...], vllm_versions: tuple[str, ...]) -> None:
+    for kind, versions, folder in (("torch", torch_versions, "tests/fixes"), ("vllm", vllm_versions, "tests/vllm")):
+        for version in versions:
+            session.run(make(session, kind, version, "pytest"), "-m", *PYTEST, folder, external=True)
+
+
 @nox.session
 def tests(session: nox.Session) -> None:
     """Unit tests, install tests, and every fix on its last affected and first fixed release."""
@@ -52,19 +58,13 @@ def tests(session: nox.Session) -> None:
     site = environments.torch("2.10.0").joinpath("lib", f"python{sys.version_info[0]}.{sys.version_info[1]}")
     session.env["FORWARDFIX_TORCH_SITE"] = str(site / "site-packages")
     session.run(*PYTEST, "tests/unit", "tests/install", *session.posargs)
-    for version in CI_TORCH:
-        session.run(make(session, "torch", version, "pytest"), "-m", *PYTEST, "tests/fixes", external=True)
-    for version in CI_VLLM:
-        session.run(make(session, "vllm", version, "pytest"), "-m", *PYTEST, "tests/vllm", external=True)
+    test_fixes(session, CI_TORCH, CI_VLLM)
 
 
 @nox.session
 def matrix(session: nox.Session) -> None:
     """The tests of all fixes on all releases of torch and vLLM."""
-    for version in ALL_TORCH:
-        session.run(make(session, "torch", version, "pytest"), "-m", *PYTEST, "tests/fixes", external=True)
-    for version in ALL_VLLM:
-        session.run(make(session, "vllm", version, "pytest"), "-m", *PYTEST, "tests/vllm", external=True)
+    test_fixes(session, ALL_TORCH, ALL_VLLM)
 
 
 @nox.session

@@ -32,7 +32,8 @@ class Plan:
     """What is to be done in this process.
 
     ``decided`` are the outcomes that the environment and the versions settle. ``pending`` are the fixes that wait for
-    their modules, whose outcomes come into ``outcomes``, by fix and module, and the way back into ``undo``.
+    their modules, whose outcomes come into ``outcomes``, by fix and module, and the way back into ``undo``. ``fixes``
+    are all that could be loaded.
     """
 
     settings: settings.Settings
@@ -40,6 +41,7 @@ class Plan:
     pending: Mapping[str, Fix]
     outcomes: dict[tuple[str, str], Outcome] = field(default_factory=dict)
     undo: dict[tuple[str, str], patching.Undo] = field(default_factory=dict)
+    fixes: Mapping[str, Fix] = field(default_factory=dict)
 
     @property
     def modules(self) -> frozenset[str]:
@@ -70,7 +72,7 @@ def make_plan() -> Plan:
             pending[id] = fix
         else:
             decided[id] = Outcome("not-affected", reason)
-    return Plan(wishes, decided, pending)
+    return Plan(wishes, decided, pending, fixes=known.fixes)
 
 
 # One entry at most. Threads may start at the same time: setdefault lets one of them win, without a lock that could be

@@ -67,14 +67,13 @@ def collect(*, live: bool = False) -> Report:
         unloadable = _load_targets()
     engine.catch_up()
     plan = engine.current_plan() or engine.make_plan()
-    known = catalog.load()
     reasons = [] if active else [_why_inactive(plan.settings)]
     rows = []
-    for id in (*known.fixes, *known.broken):
+    for id in dict.fromkeys([*plan.fixes, *plan.decided]):
         outcome = engine.outcome_of(plan, id)
         if outcome.state == "waiting" and outcome.module in unloadable:
             outcome = Outcome("waiting", f"{outcome.module} cannot be imported: {unloadable[outcome.module]}")
-        rows.append(_row(id, known.fixes.get(id), outcome))
+        rows.append(_row(id, plan.fixes.get(id), outcome))
     return Report(
         version=__version__,
         python=platform.python_version(),
