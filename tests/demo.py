@@ -7,6 +7,8 @@ from torch._inductor.custom_graph_pass import CustomGraphPass
 
 logging.getLogger("torch_forwardfix").setLevel(logging.INFO)
 logging.getLogger("torch_forwardfix").addHandler(logging.StreamHandler())
+# torch says at length that it goes without its cache, as it does for every key that it cannot make.
+logging.getLogger("torch._inductor.codecache").setLevel(logging.ERROR)
 
 
 class CyclicKey(CustomGraphPass):
