@@ -24,7 +24,7 @@ def watcher(name, path=None, target=None):
     return None
 
 
-# A finder is any object with find_spec. Building a class for it would cost a tenth of all that we add to a start.
+# A finder is any object with find_spec. Building a class for it would cost a twelfth of all that we add to a start.
 watcher.find_spec = watcher
 
 
