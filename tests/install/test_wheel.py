@@ -33,7 +33,7 @@ def test_nothing_but_the_package_and_its_pth(files):
     assert {name for name in top if not name.endswith(".dist-info")} == {PTH, "torch_forwardfix"}
 
 
-@pytest.mark.skipif(sys.version_info >= (3, 18), reason="the .start file is needed here")
+@pytest.mark.skipif(sys.version_info >= (3, 18), reason="from 3.18 on the next test asks for the opposite")
 def test_start_file_is_not_shipped_yet(files):
     # It would suppress the .pth on Python 3.15, and cost far more there.
     assert not [name for name in files if name.endswith(".start")]

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.skipif(find_spec("torch") is not None, reason="torch is installed")
+pytestmark = pytest.mark.skipif(
+    find_spec("torch") is not None, reason="ABOUT AN ENVIRONMENT WITHOUT TORCH: nox -s tests makes one"
+)
 
 REPORT_KEYS = ["version", "python", "torch", "enabled", "active", "reason", "live", "fixes"]
 FIX_KEYS = [

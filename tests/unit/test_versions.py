@@ -192,6 +192,6 @@ def test_loaded_package_outdoes_its_version_file(sandbox) -> None:
     assert sandbox.ask(code) == ["2.9.1"]
 
 
-@pytest.mark.skipif(find_spec("torch") is not None, reason="torch is installed")
+@pytest.mark.skipif(find_spec("torch") is not None, reason="ABOUT AN ENVIRONMENT WITHOUT TORCH: nox -s tests makes one")
 def test_package_that_is_absent_is_a_reason() -> None:
     assert gates.why_not_affected({"torch": ">=2.9.0.dev0"}) == "torch is not installed"
