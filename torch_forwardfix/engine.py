@@ -9,7 +9,7 @@ from logging import getLogger
 from time import perf_counter
 from types import ModuleType
 
-from . import catalog, patching, settings, watcher
+from . import cache_key, catalog, patching, settings, watcher
 from .fix import STATES, Drifted, Fix, Outcome, State
 from .gates import why_not_affected
 from .hook import PostImportFinder
@@ -45,8 +45,17 @@ class Plan:
 
     @property
     def modules(self) -> frozenset[str]:
-        """The modules that a pending fix wants to see."""
-        return frozenset(module for fix in self.pending.values() for module in fix.modules)
+        """The modules that a pending fix, or the salt that it needs, wants to see."""
+        salted = {cache_key.CODECACHE} if any(fix.changes_codegen for fix in self.pending.values()) else set()
+        return frozenset(module for fix in self.pending.values() for module in fix.modules) | salted
+
+    def changing_codegen(self) -> list[Fix]:
+        """The pending fixes that change generated code, as far as nothing speaks against them."""
+        return [
+            fix
+            for id, fix in self.pending.items()
+            if fix.changes_codegen and outcome_of(self, id).state in ("applied", "waiting")
+        ]
 
 
 def make_plan() -> Plan:
@@ -64,11 +73,7 @@ def make_plan() -> Plan:
         except Exception as error:
             decided[id] = Outcome("failed", str(error))
             continue
-        if reason is None and fix.changes_codegen:
-            # Without a salt in torch's cache keys it would load what was compiled without it, and leave the reverse.
-            reason = "it changes generated code, which this version of torch-forwardfix does not salt cache keys for"
-            decided[id] = Outcome("failed", reason)
-        elif reason is None:
+        if reason is None:
             pending[id] = fix
         else:
             decided[id] = Outcome("not-affected", reason)
@@ -140,6 +145,10 @@ def catch_up() -> None:
         if module is None:
             continue
         half_way = getattr(getattr(module, "__spec__", None), "_initializing", False)
+        if name == cache_key.CODECACHE and not half_way:
+            _salt(plan, module)
+        elif name == cache_key.CODECACHE and not finder.has_hooked(name):
+            _do_without_salt(plan, Outcome("missed", f"{name} had begun to load before the hook was there", name))
         for id, fix in plan.pending.items():
             if name not in fix.modules or (id, name) in plan.outcomes:
                 continue
@@ -150,9 +159,39 @@ def catch_up() -> None:
 
 
 def _module_loaded(plan: Plan, module: ModuleType) -> None:
+    if module.__name__ == cache_key.CODECACHE:
+        _salt(plan, module)
     for fix in plan.pending.values():
         if module.__name__ in fix.modules:
             _treat(plan, fix, module)
+
+
+def _salt(plan: Plan, codecache: ModuleType) -> None:
+    if not any(fix.changes_codegen for fix in plan.pending.values()):
+        return
+    try:
+        with patching.journal():
+            cache_key.salt_torch_key(codecache, plan.changing_codegen)
+    except Exception as error:
+        state: State = "drifted" if isinstance(error, Drifted) else "failed"
+        reason = f"compile caches cannot be told apart: {type(error).__name__}: {error}"
+        _do_without_salt(plan, Outcome(state, reason, codecache.__name__))
+
+
+def _do_without_salt(plan: Plan, outcome: Outcome) -> None:
+    # Without the salt torch would load what was compiled without the fix, and leave the reverse behind.
+    for fix in plan.changing_codegen():
+        for name in fix.modules:
+            plan.outcomes[fix.id, name] = outcome
+        _take_back(plan, fix, outcome)
+        _tell(plan, fix.id, outcome)
+
+
+def _take_back(plan: Plan, fix: Fix, outcome: Outcome) -> None:
+    for other, steps in plan.undo.items():
+        if other[0] == fix.id:
+            patching.roll_back(steps)
+            plan.outcomes[other] = replace(outcome, module=other[1], duration=0.0)
 
 
 def _treat(plan: Plan, fix: Fix, module: ModuleType) -> None:
@@ -175,10 +214,7 @@ def _treat(plan: Plan, fix: Fix, module: ModuleType) -> None:
         plan.undo[key] = undo
     outcome = Outcome(state, reason, module.__name__, perf_counter() - start)
     if state in _NOT_APPLICABLE:
-        for other, steps in plan.undo.items():
-            if other[0] == fix.id:
-                patching.roll_back(steps)
-                plan.outcomes[other] = replace(outcome, module=other[1], duration=0.0)
+        _take_back(plan, fix, outcome)
     _record(plan, fix, outcome)
 
 

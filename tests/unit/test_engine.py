@@ -266,12 +266,62 @@ def test_plugin_may_be_a_single_fix(engine) -> None:
     assert engine.ask(IMPORT_ONE + "say(one.f())") == ["one!"]
 
 
-def test_fix_that_changes_generated_code_is_refused(engine) -> None:
+CODECACHE = """
+def torch_key(): return b"the hash of torch's sources"
+torch_key.set = torch_key.clear = lambda *key: None
+"""
+IMPORT_CODECACHE = 'import torch._inductor.codecache as codecache\nplain = b"the hash of torch\'s sources"\n'
+
+
+def with_codecache(engine, source: str = CODECACHE) -> None:
+    engine.sandbox.write({"torch/_inductor/codecache.py": source})
+
+
+def test_key_of_the_compile_caches_is_salted_before_and_after_the_fix_is_applied(engine) -> None:
     engine.plug("fix(changes_codegen=True)")
-    result, (state, reason), lines = engine.ask(IMPORT_ONE + "say(one.f(), state(), lines)")
-    assert (result, state) == ("one", "failed")
-    assert "generated code" in reason
-    assert lines == [["WARNING", f"plugged: failed: {reason}"]]
+    with_codecache(engine)
+    code = IMPORT_CODECACHE + "key = codecache.torch_key()\n" + IMPORT_ONE
+    assert engine.ask(code + "say(key != plain, codecache.torch_key() == key, one.f())") == [True, True, "one!"]
+    assert engine.ask(code + "say(key == plain)", _DISABLE="plugged") == [True]
+
+
+@pytest.mark.parametrize(
+    "fix",
+    ["fix()", "fix(changes_codegen=True, probe=lambda module: False)", "fix(changes_codegen=True, probe=raising)"],
+)
+def test_key_is_left_alone_where_no_fix_in_force_changes_generated_code(engine, fix: str) -> None:
+    engine.plug(fix)
+    with_codecache(engine)
+    assert engine.ask(IMPORT_ONE + IMPORT_CODECACHE + "say(codecache.torch_key() == plain)") == [True]
+
+
+def test_key_that_is_handed_over_by_a_parent_is_not_salted_again(engine) -> None:
+    engine.plug("fix(changes_codegen=True)")
+    with_codecache(engine)
+    code = IMPORT_CODECACHE + "codecache.torch_key.set(plain)\nsay(codecache.torch_key() == plain)"
+    assert engine.ask(code) == [True]
+
+
+def test_module_that_holds_the_key_by_value_gets_the_salted_one(engine) -> None:
+    engine.plug("fix(changes_codegen=True)")
+    with_codecache(engine)
+    engine.sandbox.write({"torch/_inductor/async_compile.py": "from torch._inductor.codecache import torch_key\n"})
+    code = "disarm()\nimport torch._inductor.async_compile as holder\n" + IMPORT_CODECACHE
+    code += "torch_forwardfix.activate()\nsay(holder.torch_key is codecache.torch_key, codecache.torch_key() != plain)"
+    assert engine.ask(code) == [True, True]
+
+
+@pytest.mark.parametrize("source", ["", "torch_key = 'moved'\n", "def torch_key(): return b''\n"])
+@pytest.mark.parametrize("first", [IMPORT_ONE, IMPORT_CODECACHE])
+def test_fix_that_changes_generated_code_is_taken_back_where_the_key_cannot_be_salted(engine, source, first) -> None:
+    engine.plug("fix(changes_codegen=True), fix(id='other', targets=('torch._dynamo.two:f',))")
+    with_codecache(engine, source)
+    code = first + IMPORT_ONE + IMPORT_CODECACHE + "import torch._dynamo.two as two\n"
+    result, other, (state, reason), lines = engine.ask(code + "say(one.f(), two.f(), state(), lines)")
+    assert (result, other, state) == ("one", "two!", "drifted")
+    assert "compile caches cannot be told apart" in reason
+    assert "torch_key" in reason
+    assert [level for level, line in lines if line == f"plugged: drifted: {reason}"] == ["WARNING"]
 
 
 CATCH = """
@@ -289,7 +339,6 @@ else:
     [
         ("fix(probe=raising)", "plugged: failed: RuntimeError: no probe"),
         ("fix(apply=break_half_way)", "plugged: failed: RuntimeError: boom"),
-        ("fix(changes_codegen=True)", "plugged: failed: it changes generated code"),
         ("fix(probe=lambda module: 'all is new')", "plugged: drifted: all is new"),
     ],
 )
@@ -374,9 +423,9 @@ def test_version_that_cannot_be_read_is_a_failed_row(engine) -> None:
     assert "'not a version'" in reason
 
 
-@pytest.mark.parametrize("fix", ["fix(affects='<1.0rc99')", "fix(changes_codegen=True)"])
-def test_nothing_stays_on_the_import_path_where_no_fix_is_needed(engine, fix: str) -> None:
-    engine.plug(fix)
+@pytest.mark.parametrize("changes_codegen", [True, False])
+def test_nothing_stays_on_the_import_path_where_no_fix_is_needed(engine, changes_codegen: bool) -> None:
+    engine.plug(f"fix(affects='<1.0rc99', changes_codegen={changes_codegen})")
     assert engine.ask("before = len(ours())\nimport torch._dynamo\nsay(before, ours())") == [1, []]
 
 

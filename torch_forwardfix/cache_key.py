@@ -1,0 +1,77 @@
+"""The salt of torch's compile caches: what was compiled without a fix is never loaded with it, nor the reverse.
+
+The FX graph cache, the AOTAutograd cache, saved artifacts, the autotuning caches and vLLM's own cache all take
+``torch_key()``, a hash of torch's sources, for "the code of torch". What is patched at run time is not in it. So the
+fixes in force that change generated code are hashed into it here. Where there are none the key stays as it is, and warm
+caches stay warm.
+
+``torch.compiler.config.cache_key_tag`` is torch's official salt, but it belongs to the user, whose assignment would
+drop ours; vLLM does not read it; and it also keys the profile of dynamic shapes, which no fix concerns.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import sys
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
+from ._version import __version__
+from .fix import Drifted, Fix
+from .patching import is_ours, lookup, replace, wrap
+
+CODECACHE = "torch._inductor.codecache"
+
+
+@functools.cache
+def revision(apply: Callable[[ModuleType], None]) -> str:
+    """Return what tells two versions of the same patch apart: a hash of the file that it stands in."""
+    module: Any = sys.modules.get(apply.__module__)
+    try:
+        content: bytes = module.__spec__.loader.get_data(module.__file__)
+    except (AttributeError, OSError):  # a frozen program: nothing in it changes on its own
+        return __version__
+    return hashlib.sha256(content).hexdigest()
+
+
+def salt_torch_key(codecache: ModuleType, in_force: Callable[[], Sequence[Fix]]) -> None:
+    """Make ``torch_key()`` depend on the fixes that ``in_force`` returns at the time of each call.
+
+    A compile worker is handed its parent's key through ``torch_key.set``, salt included, and keeps it as it is. Raises
+    Drifted where torch_key is not what it was in 2.9 to 2.15.
+    """
+    original = lookup(codecache, "torch_key")
+    if is_ours(original):
+        return
+    if not (callable(original) and hasattr(original, "set") and hasattr(original, "clear")):
+        raise Drifted(f"{CODECACHE}:torch_key is not a function with set and clear")
+    handed_over: list[bytes] = []
+
+    def salted(unsalted: Any) -> Any:
+        def torch_key() -> bytes:
+            key: bytes = unsalted()
+            fixes = () if handed_over else in_force()
+            if not fixes:
+                return key
+            salt = "\n".join(sorted(f"{fix.id} {revision(fix.apply)}" for fix in fixes))
+            return hashlib.sha256(key + salt.encode()).digest()
+
+        return torch_key
+
+    def set(value: bytes) -> None:
+        original.set(value)
+        handed_over[:] = [value]
+
+    def clear() -> None:
+        original.clear()
+        handed_over.clear()
+
+    wrap(codecache, "torch_key", salted)
+    wrapper = codecache.torch_key
+    wrapper.set, wrapper.clear = set, clear
+    # Nobody has the name by value when the module has just been executed; after a late start async_compile has.
+    for name, module in list(sys.modules.items()):
+        if name.startswith("torch.") and getattr(module, "__dict__", {}).get("torch_key") is original:
+            replace(module, "torch_key", wrapper)
