@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
@@ -20,15 +21,13 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 os.environ.setdefault("UV_PYTHON_DOWNLOADS", "never")
 os.environ.setdefault("UV_LINK_MODE", "copy")
 
-ALL_TORCH = ("2.9.1", "2.10.0", "2.11.0", "2.12.0", "2.12.1", "2.13.0", "2.14.1", "2.15.0")
+ALL_TORCH = ("2.9.0", "2.9.1", "2.10.0", "2.11.0", "2.12.0", "2.12.1", "2.13.0", "2.14.0", "2.14.1", "2.15.0")
 ALL_VLLM = tuple(environments.VLLM_TORCH)
-
-# The last affected and the first fixed release of every fix.
-CI_TORCH = ("2.10.0", "2.11.0", "2.12.0", "2.15.0")
-CI_VLLM = ("0.19.0", "0.20.0")
+EVERYTHING = (("torch", ALL_TORCH), ("vllm", ALL_VLLM))
 
 EVIDENCE = Path("torch_forwardfix", "evidence.json")
 PYTEST = ("pytest", "-q", "-rs")
+PROOF = "tests/fixes/test_proofs.py"
 
 
 def build_wheel(session: nox.Session) -> Path:
@@ -43,39 +42,73 @@ def make(session: nox.Session, kind: str, version: str, *more: str) -> str:
     return str(environments.with_wheel(base, build_wheel(session), *more))
 
 
-def test_fixes(session: nox.Session, torch_versions: tuple[str, ...], vllm_versions: tuple[str, ...]) -> None:
-    for kind, versions, folder in (("torch", torch_versions, "tests/fixes"), ("vllm", vllm_versions, "tests/vllm")):
-        for version in versions:
-            session.run(make(session, kind, version, "pytest"), "-m", *PYTEST, folder, external=True)
+def boundaries(distribution: str, releases: tuple[str, ...]) -> dict[str, list[str]]:
+    """The fixes whose last affected or first fixed release each of ``releases`` is, as the evidence says."""
+    seen: dict[str, dict[str, bool]] = {}
+    for row in json.loads(EVIDENCE.read_text("utf-8"))["rows"]:
+        name, _, release = row["release"].partition(" ")
+        if name == distribution and row["without"] != "not applicable":
+            seen.setdefault(row["fix"], {})[release.partition(".post")[0]] = row["without"] == "present"
+    found: dict[str, list[str]] = {release: [] for release in releases}
+    for fix, affected in seen.items():
+        edges = [pair for pair in itertools.pairwise(releases) if affected[pair[0]] != affected[pair[1]]]
+        last = releases[-1:] if affected[releases[-1]] else ()
+        for release in {*itertools.chain(*edges), *last}:
+            found[release].append(fix)
+    return {release: sorted(fixes) for release, fixes in found.items() if fixes}
+
+
+def test_torch(session: nox.Session, version: str, *tests: str) -> None:
+    python = make(session, "torch", version, "pytest", "pytest-xdist")
+    session.run(python, "-m", *PYTEST, "-n2", *(tests or ["tests/fixes"]), external=True)
+
+
+def test_vllm(session: nox.Session, version: str) -> None:
+    session.run(make(session, "vllm", version, "pytest"), "-m", *PYTEST, "tests/vllm", external=True)
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
     """Unit tests, install tests, and every fix on its last affected and first fixed release."""
+    edges = boundaries("torch", ALL_TORCH)
     wheel = build_wheel(session)
     session.install("pytest", "pip", "build", "uv", "packaging", "importlib-metadata")
     session.install("--no-deps", "--reinstall", str(wheel))
     site = environments.torch("2.10.0").joinpath("lib", f"python{sys.version_info[0]}.{sys.version_info[1]}")
     session.env["FORWARDFIX_TORCH_SITE"] = str(site / "site-packages")
     session.run(*PYTEST, "tests/unit", "tests/install", *session.posargs)
-    test_fixes(session, CI_TORCH, CI_VLLM)
+    for version, fixes in edges.items():
+        proofs = [
+            f"{PROOF}::test_bug_is_there_without_and_gone_with_the_fix_exactly_in_its_range[{id}]" for id in fixes
+        ]
+        files = [f"tests/fixes/test_{id.replace('-', '_')}.py" for id in fixes]
+        live = f"{PROOF}::test_live_status_applies_what_is_in_range_and_nothing_else"
+        test_torch(session, version, *proofs, *files, live, "tests/fixes/test_cache_key.py")
+    for version in boundaries("vllm", ALL_VLLM):
+        test_vllm(session, version)
 
 
 @nox.session
 def matrix(session: nox.Session) -> None:
     """The tests of all fixes on all releases of torch and vLLM."""
-    test_fixes(session, ALL_TORCH, ALL_VLLM)
+    for version in ALL_TORCH:
+        test_torch(session, version)
+    for version in ALL_VLLM:
+        test_vllm(session, version)
 
 
 @nox.session
 def evidence(session: nox.Session) -> None:
-    """Run every reproduction on every release, and write what they showed into the package."""
-    rows = []
-    for kind, versions in (("torch", ALL_TORCH), ("vllm", ALL_VLLM)):
+    """Run every reproduction on every release, and write what they showed into the package; ``-- ID ...`` for some."""
+    known = json.loads(EVIDENCE.read_text("utf-8"))["rows"]
+    rows = [row for row in known if session.posargs and row["fix"] not in session.posargs]
+    for kind, versions in EVERYTHING:
         for version in versions:
-            python = make(session, kind, version)
-            printed = session.run(python, "tests/gather_evidence.py", kind, external=True, silent=True, stderr=None)
+            command = (make(session, kind, version), "tests/gather_evidence.py", kind, *session.posargs)
+            printed = session.run(*command, external=True, silent=True, stderr=None)
             rows += json.loads(str(printed).splitlines()[-1])
+    order = [f"{kind} {version}" for kind, versions in EVERYTHING for version in versions]
+    rows.sort(key=lambda row: (order.index(row["release"].partition(".post")[0]), row["fix"]))
     lines = ",\n".join(f"  {json.dumps(row)}" for row in rows)
     EVIDENCE.write_text(f'{{"rows": [\n{lines}\n]}}\n', encoding="utf-8")
     session.log(f"wrote {len(rows)} rows to {EVIDENCE}")
