@@ -1,4 +1,4 @@
-"""Sessions: ``tests`` is what CI runs; ``matrix``, ``evidence`` and ``demo`` work on more releases of torch."""
+"""Sessions: ``tests`` is what CI runs; ``matrix``, ``evidence``, ``compare`` and ``demo`` work on more releases."""
 
 from __future__ import annotations
 
@@ -23,8 +23,11 @@ os.environ.setdefault("UV_LINK_MODE", "copy")
 
 ALL_TORCH = ("2.9.0", "2.9.1", "2.10.0", "2.11.0", "2.12.0", "2.12.1", "2.13.0", "2.14.0", "2.14.1", "2.15.0")
 ALL_VLLM = tuple(environments.VLLM_TORCH)
+# The last release of every minor version.
+COMPARED_TORCH = tuple({version.rpartition(".")[0]: version for version in ALL_TORCH}.values())
 EVERYTHING = (("torch", ALL_TORCH), ("vllm", ALL_VLLM))
 
+COMPARISON = Path("tests", "compare", "evidence.json")
 EVIDENCE = Path("torch_forwardfix", "evidence.json")
 PYTEST = ("pytest", "-q", "-rs")
 PROOF = "tests/fixes/test_proofs.py"
@@ -42,20 +45,20 @@ def make(session: nox.Session, kind: str, version: str, *more: str) -> str:
     return str(environments.with_wheel(base, build_wheel(session), *more))
 
 
-def boundaries(distribution: str, releases: tuple[str, ...]) -> dict[str, list[str]]:
-    """The fixes whose last affected or first fixed release each of ``releases`` is, as the evidence says."""
+def boundaries(distribution: str, releases: tuple[str, ...]) -> dict[str, dict[str, bool]]:
+    """The fixes whose range begins or ends at each of ``releases``, as the evidence says, and whether it is in it."""
     seen: dict[str, dict[str, bool]] = {}
     for row in json.loads(EVIDENCE.read_text("utf-8"))["rows"]:
         name, _, release = row["release"].partition(" ")
         if name == distribution and row["without"] != "not applicable":
             seen.setdefault(row["fix"], {})[release.partition(".post")[0]] = row["without"] == "present"
-    found: dict[str, list[str]] = {release: [] for release in releases}
-    for fix, affected in seen.items():
+    found: dict[str, dict[str, bool]] = {release: {} for release in releases}
+    for fix, affected in sorted(seen.items()):
         edges = [pair for pair in itertools.pairwise(releases) if affected[pair[0]] != affected[pair[1]]]
-        last = releases[-1:] if affected[releases[-1]] else ()
+        last = [releases[-1]] if affected[releases[-1]] else []
         for release in {*itertools.chain(*edges), *last}:
-            found[release].append(fix)
-    return {release: sorted(fixes) for release, fixes in found.items() if fixes}
+            found[release][fix] = affected[release]
+    return {release: fixes for release, fixes in found.items() if fixes}
 
 
 def test_torch(session: nox.Session, version: str, *tests: str) -> None:
@@ -69,7 +72,7 @@ def test_vllm(session: nox.Session, version: str) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Unit tests, install tests, and every fix on its last affected and first fixed release."""
+    """Unit tests, install tests, and every fix where its range begins and ends."""
     edges = boundaries("torch", ALL_TORCH)
     wheel = build_wheel(session)
     session.install("pytest", "pip", "build", "uv", "packaging", "importlib-metadata")
@@ -81,7 +84,7 @@ def tests(session: nox.Session) -> None:
         proofs = [
             f"{PROOF}::test_bug_is_there_without_and_gone_with_the_fix_exactly_in_its_range[{id}]" for id in fixes
         ]
-        files = [f"tests/fixes/test_{id.replace('-', '_')}.py" for id in fixes]
+        files = [f"tests/fixes/test_{id.replace('-', '_')}.py" for id, affected in fixes.items() if affected]
         live = f"{PROOF}::test_live_status_applies_what_is_in_range_and_nothing_else"
         test_torch(session, version, *proofs, *files, live, "tests/fixes/test_cache_key.py")
     for version in boundaries("vllm", ALL_VLLM):
@@ -112,6 +115,20 @@ def evidence(session: nox.Session) -> None:
     lines = ",\n".join(f"  {json.dumps(row)}" for row in rows)
     EVIDENCE.write_text(f'{{"rows": [\n{lines}\n]}}\n', encoding="utf-8")
     session.log(f"wrote {len(rows)} rows to {EVIDENCE}")
+
+
+@nox.session
+def compare(session: nox.Session) -> None:
+    """No new fault: operators and models with and without us, on every minor version or the releases after ``--``.
+
+    What was run before is kept beside the environments; without the fixes it holds as long as the cases do.
+    """
+    folder = environments.ROOT / "compare"
+    for version in session.posargs or COMPARED_TORCH:
+        python = make(session, "torch", version, "--requirement=tests/compare/requirements.txt")
+        # 1 says that there are differences: whether they are explained, the summary says.
+        session.run("python", "tests/compare/run.py", f"--python={python}", f"--out={folder}", success_codes=[0, 1])
+    session.run("python", "tests/compare/summarise.py", str(folder), str(COMPARISON))
 
 
 @nox.session
