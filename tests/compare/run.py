@@ -28,7 +28,7 @@ import comparer
 
 HERE = Path(__file__).resolve().parent
 # For one case, on a busy machine, in seconds; a process needs more until its first answer.
-TIMEOUT = 300
+TIMEOUT = 600
 START = 300
 # A new process is started after so many cases.
 CHUNK = 400
@@ -153,7 +153,7 @@ class Release:
             _end_line(file)
             kinds: dict[str, list[str]] = {}
             for case in cases:
-                if case not in done:
+                if case not in done or done[case]["verdict"] == "timeout":
                     kinds.setdefault(_process_of(case), []).append(case)
             for some in kinds.values():
                 tasks += [(arm, environment, file, some[at : at + CHUNK]) for at in range(0, len(some), CHUNK)]
@@ -169,7 +169,8 @@ class Release:
                 worker = worker or Worker(self.python, self.folder, arm, environment)
                 record = worker.ask(case)
                 if record is None:
-                    record = {"case": case, "verdict": "error", "detail": worker.end()}
+                    ended = worker.end()
+                    record = {"case": case, "verdict": "timeout" if worker.too_slow else "error", "detail": ended}
                     worker = None
                 self._write(results, record)
         if worker is not None:

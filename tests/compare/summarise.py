@@ -61,6 +61,13 @@ def faults(evidence: Mapping[str, Any]) -> list[str]:
         for arm, cases in release["missing"].items():
             found += [f"{name}: {case}: missing in the arm {arm}" for case in cases]
         found += [f"{name}: {case}: differs and was not run again" for case in release["open"]]
+        for arm, kinds in release["arms"].items():
+            # It may be the machine: who runs it again gets these cases run again.
+            found += [
+                f"{name}: {row['timeout']} of {kind} took too long ({arm})"
+                for kind, row in kinds.items()
+                if "timeout" in row
+            ]
         if release["arms"]["off"].keys() != release["arms"]["on"].keys() or not release["arms"]["on"]:
             found.append(f"{name}: the arms have not the same kinds of cases")
     return found
