@@ -107,7 +107,8 @@ print(counters["aot_autograd"]["autograd_cache_hit"], counters["inductor"]["fxgr
 
 def test_warm_caches_of_an_unpatched_process_stay_warm(python):
     assert check(python(CACHED, TORCH_FORWARDFIX="0")) == "0 0\n"
-    assert check(python(CACHED)) == "1 0\n"
+    # Other fixes change generated code, and with it the caches' key.
+    assert check(python(CACHED, TORCH_FORWARDFIX_ONLY="fxgraph-cache-valueerror")) == "1 0\n"
 
 
 def test_applying_twice_patches_once(python):
