@@ -30,7 +30,9 @@ EVERYTHING = (("torch", ALL_TORCH), ("vllm", ALL_VLLM))
 COMPARISON = Path("tests", "compare", "evidence.json")
 EVIDENCE = Path("torch_forwardfix", "evidence.json")
 PYTEST = ("pytest", "-q", "-rs")
-PROOF = "tests/fixes/test_proofs.py"
+PROOF = "tests/fixes/test_proofs.py::test_bug_is_there_without_and_gone_with_the_fix_exactly_in_its_range"
+STAYS = "tests/fixes/test_proofs.py::test_bug_that_stays_is_there_exactly_in_its_range"
+LIVE = "tests/fixes/test_proofs.py::test_live_status_applies_what_is_in_range_and_nothing_else"
 
 
 def build_wheel(session: nox.Session) -> Path:
@@ -81,12 +83,14 @@ def tests(session: nox.Session) -> None:
     session.env["FORWARDFIX_TORCH_SITE"] = str(site / "site-packages")
     session.run(*PYTEST, "tests/unit", "tests/install", *session.posargs)
     for version, fixes in edges.items():
-        proofs = [
-            f"{PROOF}::test_bug_is_there_without_and_gone_with_the_fix_exactly_in_its_range[{id}]" for id in fixes
+        stays = {id for id in fixes if Path("torch_forwardfix", "unfixed", f"{id.replace('-', '_')}.py").exists()}
+        proofs = [f"{STAYS if id in stays else PROOF}[{id}]" for id in fixes]
+        files = [
+            f"tests/fixes/test_{id.replace('-', '_')}.py"
+            for id, affected in fixes.items()
+            if affected and id not in stays
         ]
-        files = [f"tests/fixes/test_{id.replace('-', '_')}.py" for id, affected in fixes.items() if affected]
-        live = f"{PROOF}::test_live_status_applies_what_is_in_range_and_nothing_else"
-        test_torch(session, version, *proofs, *files, live, "tests/fixes/test_cache_key.py")
+        test_torch(session, version, *proofs, *files, LIVE, "tests/fixes/test_cache_key.py")
     for version in boundaries("vllm", ALL_VLLM):
         test_vllm(session, version)
 

@@ -1,4 +1,4 @@
-"""All fixes: one from each file in ``fixes/``, and those that other distributions register."""
+"""All fixes: one from each file in ``fixes/``, and those that other distributions register. And what stays unfixed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from importlib import import_module, resources
 from typing import Any
 
 from . import fixes
-from .fix import Fix, Outcome
+from . import unfixed as unfixed_bugs
+from .fix import Fix, Outcome, Unfixed
 
 ENTRY_POINTS = "torch_forwardfix.fixes"
 
@@ -69,10 +70,22 @@ def _plugins() -> list[tuple[str, str, Callable[[], Any]]]:
     ]
 
 
+def unfixed() -> dict[str, Unfixed]:
+    """Load the bugs that are known and not fixed here, by id: one from each file in ``unfixed/``."""
+    files = sorted(file.name for file in pkgutil.iter_modules(unfixed_bugs.__path__))
+    bugs = [import_module(f"{unfixed_bugs.__name__}.{name}").BUG for name in files]
+    return {bug.id: bug for bug in bugs}
+
+
 @cache
 def evidence() -> tuple[Mapping[str, str], ...]:
     """The rows of ``evidence.json``: what each reproduction showed on each release, without and with its fix."""
     return tuple(json.loads(resources.files(__package__).joinpath("evidence.json").read_text("utf-8"))["rows"])
+
+
+def seen_on(bug: Unfixed) -> list[str]:
+    """The releases on which the reproduction of ``bug`` showed it."""
+    return [row["release"] for row in evidence() if row["fix"] == bug.id and row["without"] == "present"]
 
 
 def proved_on(fix: Fix) -> list[str]:

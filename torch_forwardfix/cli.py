@@ -9,8 +9,9 @@ import textwrap
 from collections.abc import Sequence
 from inspect import getdoc, getmodule
 
-from . import catalog, engine, report, settings
+from . import catalog, engine, gates, report, settings
 from ._version import __version__
+from .fix import Fix
 
 _BAD_STATES = ("failed", "drifted", "missed")
 
@@ -66,6 +67,11 @@ def _print_report(made: report.Report) -> None:
         _print_wrapped(fix.reason, " " * 15)
         if fix.proved_on:
             _print_wrapped(f"proved on {', '.join(fix.proved_on)}", " " * 15)
+    for bug in made.unfixed:
+        if bug.here:
+            print(f"\n{'unfixed':<14} {bug.id}")
+            for text in (bug.title, bug.why, f"what to do: {bug.workaround}", f"seen on {', '.join(bug.seen_on)}"):
+                _print_wrapped(text, " " * 15)
 
 
 def _print_wrapped(text: str, first: str, rest: str | None = None) -> None:
@@ -75,53 +81,79 @@ def _print_wrapped(text: str, first: str, rest: str | None = None) -> None:
 
 def _show(options: argparse.Namespace) -> int:
     known = catalog.load()
-    fix = known.fixes.get(options.id)
-    if fix is None:
-        return _unknown(options.id, known)
+    unfixed = catalog.unfixed()
+    bug = known.fixes.get(options.id) or unfixed.get(options.id)
+    if bug is None:
+        return _unknown(options.id, [*known.fixes, *unfixed])
     rows = {
-        "id": fix.id,
-        "title": fix.title,
-        "kind": fix.kind,
-        "upstream": ", ".join(fix.upstream),
-        "affects": ", ".join(f"{name} {specifier}" for name, specifier in fix.affects.items()),
-        "fixed in": fix.fixed_in or "no release yet",
-        "patches": ", ".join(fix.targets),
-        "generated code": "changed" if fix.changes_codegen else "not changed",
-        "proved on": ", ".join(catalog.proved_on(fix)) or "no release yet",
-        "here": "{0.state}: {0.reason}".format(engine.outcome_of(engine.make_plan(), fix.id)),
+        "id": bug.id,
+        "title": bug.title,
+        "kind": bug.kind,
+        "upstream": ", ".join(bug.upstream),
+        "affects": ", ".join(f"{name} {specifier}" for name, specifier in bug.affects.items()),
+        "fixed in": bug.fixed_in or "no release yet",
     }
+    if isinstance(bug, Fix):
+        rows |= {
+            "patches": ", ".join(bug.targets),
+            "generated code": "changed" if bug.changes_codegen else "not changed",
+            "proved on": ", ".join(catalog.proved_on(bug)) or "no release yet",
+            "here": "{0.state}: {0.reason}".format(engine.outcome_of(engine.make_plan(), bug.id)),
+        }
+    else:
+        rows |= {
+            "not fixed": bug.why,
+            "what to do": bug.workaround,
+            "seen on": ", ".join(catalog.seen_on(bug)) or "no release yet",
+            "here": gates.why_not_affected(bug.affects) or "this release has it",
+        }
     for name, value in rows.items():
         _print_wrapped(f"{name + ':':<16}{value}", "", " " * 16)
-    story = getdoc(getmodule(fix.reproduce))
+    story = getdoc(getmodule(bug.reproduce))
     if story:
         print(f"\n{story}")
     return 0
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from .verify import prove
+    from .verify import observe, prove
 
     known = catalog.load()
+    unfixed = catalog.unfixed()
     for id in options.ids:
-        if id not in known.fixes:
-            return _unknown(id, known)
+        if id not in known.fixes and id not in unfixed:
+            return _unknown(id, [*known.fixes, *unfixed])
     plan = engine.make_plan()
-    proofs, skipped = [], {}
-    for id in dict.fromkeys(options.ids or known.fixes):
-        if id not in plan.pending:
+    proofs, seen, skipped = [], {}, {}
+    for id in dict.fromkeys(options.ids or [*known.fixes, *unfixed]):
+        if id in unfixed:
+            reason = gates.why_not_affected(unfixed[id].affects)
+            if reason is None:
+                seen[id] = observe(unfixed[id])
+                _note(options, f"{id}: known and not fixed here\n  bug {seen[id].verdict}. {seen[id].detail}")
+            elif id in options.ids:
+                _note(options, f"{id}: not-affected, not run: {reason}")
+        elif id not in plan.pending:
             skipped[id] = plan.decided[id]
             _note(options, f"{id}: {plan.decided[id].state}, not run: {plan.decided[id].reason}")
-            continue
-        proof = prove(known.fixes[id])
-        proofs.append(proof)
-        _note(options, f"{id}: {'proved' if proof.holds else 'NOT PROVED'}")
-        for label, run in (("without", proof.without), ("with", proof.with_fix)):
-            _note(options, f"  {label:<8} bug {run.verdict}, fix {run.state or 'unknown'}. {run.detail}".rstrip(". "))
+        else:
+            proof = prove(known.fixes[id])
+            proofs.append(proof)
+            _note(options, f"{id}: {'proved' if proof.holds else 'NOT PROVED'}")
+            for label, run in (("without", proof.without), ("with", proof.with_fix)):
+                line = f"  {label:<8} bug {run.verdict}, fix {run.state or 'unknown'}. {run.detail}"
+                _note(options, line.rstrip(". "))
     failed = [proof.id for proof in proofs if not proof.holds]
     failed += [id for id, outcome in skipped.items() if outcome.state == "failed"]
+    failed += [id for id, run in seen.items() if run.verdict != "present"]
     if options.json:
         rows = {id: {"state": outcome.state, "reason": outcome.reason} for id, outcome in skipped.items()}
-        print(json.dumps({"proofs": [proof.as_json() for proof in proofs], "not_run": rows}, indent=2))
+        made = {
+            "proofs": [proof.as_json() for proof in proofs],
+            "unfixed": {id: {"verdict": run.verdict, "detail": run.detail} for id, run in seen.items()},
+            "not_run": rows,
+        }
+        print(json.dumps(made, indent=2))
     _note(options, f"{len(proofs) - sum(not proof.holds for proof in proofs)} of {len(proofs)} proved here")
     return 1 if failed else 0
 
@@ -131,6 +163,6 @@ def _note(options: argparse.Namespace, line: str) -> None:
         print(line, flush=True)
 
 
-def _unknown(id: str, known: catalog.Catalog) -> int:
-    print(f"python -m torch_forwardfix: {settings.unknown_id(id, list(known.fixes))}", file=sys.stderr)
+def _unknown(id: str, known: list[str]) -> int:
+    print(f"python -m torch_forwardfix: {settings.unknown_id(id, known)}", file=sys.stderr)
     return 2

@@ -48,17 +48,12 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Fix:
-    """One upstream bug and its repair.
+class Bug:
+    """What is said of every bug, whether there is a fix for it here or not.
 
     ``affects`` maps a distribution to the PEP 440 specifier of the releases that have the bug; with several, all must
     match. Bounds are pre-releases on purpose, see :func:`check_specifier`. ``fixed_in`` is the first release of the
-    first distribution in ``affects`` that has upstream's repair, None while there is none. ``targets`` are
-    ``module:qualname``; ``is_present`` and ``apply`` are called for each module named there once it has loaded.
-
-    ``is_present(module)`` is the probe. It looks at the loaded code without running torch, and returns True where the
-    bug is there, False where it is not, or a sentence that says why it cannot tell (state ``drifted``).
-    ``apply(module)`` patches through ``torch_forwardfix.patching``, so that it can be rolled back.
+    first distribution in ``affects`` that has upstream's repair, None while there is none.
     ``reproduce()`` runs the bug through the public API and raises :class:`BugPresent`.
 
     Raises ValueError, naming the field and the value, where a field is malformed.
@@ -70,35 +65,61 @@ class Fix:
     upstream: tuple[str, ...]
     affects: Mapping[str, str]
     fixed_in: str | None
-    targets: tuple[str, ...]
-    changes_codegen: bool
-    is_present: Callable[[ModuleType], bool | str]
-    apply: Callable[[ModuleType], None]
     reproduce: Callable[[], None]
 
     def __post_init__(self) -> None:
+        name = type(self).__name__
         if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", self.id):
-            raise ValueError(f"Fix.id: {self.id!r} is not kebab-case")
+            raise ValueError(f"{name}.id: {self.id!r} is not kebab-case")
         if self.kind not in KINDS:
-            raise ValueError(f"{self.id}: Fix.kind: {self.kind!r} is none of {', '.join(KINDS)}")
+            raise ValueError(f"{self.id}: {name}.kind: {self.kind!r} is none of {', '.join(KINDS)}")
         for reference in self.upstream:
             if not re.fullmatch(r"[\w.-]+/[\w.-]+#\d+", reference):
-                raise ValueError(f"{self.id}: Fix.upstream: {reference!r} is not of the form 'owner/repository#123'")
-        for target in self.targets:
-            if not re.fullmatch(r"\w+(\.\w+)*:\w+(\.\w+)*", target):
-                raise ValueError(f"{self.id}: Fix.targets: {target!r} is not of the form 'module:qualname'")
-        if not self.affects or not self.targets:
-            raise ValueError(f"{self.id}: Fix.affects and Fix.targets must not be empty")
+                raise ValueError(f"{self.id}: {name}.upstream: {reference!r} is not of the form 'owner/repository#123'")
+        if not self.affects:
+            raise ValueError(f"{self.id}: {name}.affects must not be empty")
         for distribution, specifier in self.affects.items():
             try:
                 check_specifier(specifier)
             except ValueError as error:
-                raise ValueError(f"{self.id}: Fix.affects[{distribution!r}]: {error}") from None
+                raise ValueError(f"{self.id}: {name}.affects[{distribution!r}]: {error}") from None
+
+
+@dataclass(frozen=True)
+class Fix(Bug):
+    """One upstream bug and its repair.
+
+    ``targets`` are ``module:qualname``; ``is_present`` and ``apply`` are called for each module named there once it has
+    loaded. ``is_present(module)`` is the probe. It looks at the loaded code without running torch, and returns True
+    where the bug is there, False where it is not, or a sentence that says why it cannot tell (state ``drifted``).
+    ``apply(module)`` patches through ``torch_forwardfix.patching``, so that it can be rolled back.
+    """
+
+    targets: tuple[str, ...]
+    changes_codegen: bool
+    is_present: Callable[[ModuleType], bool | str]
+    apply: Callable[[ModuleType], None]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.targets:
+            raise ValueError(f"{self.id}: Fix.targets must not be empty")
+        for target in self.targets:
+            if not re.fullmatch(r"\w+(\.\w+)*:\w+(\.\w+)*", target):
+                raise ValueError(f"{self.id}: Fix.targets: {target!r} is not of the form 'module:qualname'")
 
     @property
     def modules(self) -> tuple[str, ...]:
         """The names of the modules that ``targets`` lie in, in their order, each once."""
         return tuple(dict.fromkeys(target.partition(":")[0] for target in self.targets))
+
+
+@dataclass(frozen=True)
+class Unfixed(Bug):
+    """One upstream bug that is known and stays: ``why`` there is no fix, and what the user can do (``workaround``)."""
+
+    why: str
+    workaround: str
 
 
 def check_specifier(specifier: str) -> None:

@@ -10,8 +10,8 @@ from importlib import import_module
 
 from . import catalog, engine, settings, watcher
 from ._version import __version__
-from .fix import Fix, Kind, Outcome, State
-from .gates import installed_version
+from .fix import Fix, Kind, Outcome, State, Unfixed
+from .gates import installed_version, why_not_affected
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,24 @@ class FixStatus:
 
 
 @dataclass(frozen=True)
+class UnfixedStatus:
+    """One bug that is known and not fixed here; the fields are those of :class:`Unfixed`. ``here`` is True where the
+    installed releases have it, else ``reason`` says why they have not; ``seen_on`` comes from the evidence."""
+
+    id: str
+    title: str
+    kind: Kind
+    upstream: tuple[str, ...]
+    affects: Mapping[str, str]
+    fixed_in: str | None
+    why: str
+    workaround: str
+    here: bool
+    reason: str | None
+    seen_on: list[str]
+
+
+@dataclass(frozen=True)
 class Report:
     """What ``status --json`` prints. ``reason`` says why the hook is not active and what is wrong with the settings."""
 
@@ -43,6 +61,7 @@ class Report:
     reason: str | None
     live: bool
     fixes: list[FixStatus]
+    unfixed: list[UnfixedStatus]
 
     def as_json(self) -> dict[str, object]:
         """The report as plain dictionaries, lists and strings."""
@@ -83,6 +102,7 @@ def collect(*, live: bool = False) -> Report:
         reason="; ".join([*reasons, *plan.settings.problems]) or None,
         live=live,
         fixes=rows,
+        unfixed=[_unfixed_row(bug) for bug in catalog.unfixed().values()],
     )
 
 
@@ -128,4 +148,24 @@ def _row(id: str, fix: Fix | None, outcome: Outcome) -> FixStatus:
         state=outcome.state,
         reason=outcome.reason,
         proved_on=catalog.proved_on(fix),
+    )
+
+
+def _unfixed_row(bug: Unfixed) -> UnfixedStatus:
+    try:
+        reason = why_not_affected(bug.affects)
+    except ValueError as error:
+        reason = str(error)
+    return UnfixedStatus(
+        id=bug.id,
+        title=bug.title,
+        kind=bug.kind,
+        upstream=bug.upstream,
+        affects=dict(bug.affects),
+        fixed_in=bug.fixed_in,
+        why=bug.why,
+        workaround=bug.workaround,
+        here=reason is None,
+        reason=reason,
+        seen_on=catalog.seen_on(bug),
     )

@@ -7,11 +7,12 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from . import catalog, engine, settings
-from .fix import BugPresent, Fix
+from .fix import Bug, BugPresent, Fix, Unfixed
 
 Verdict = Literal["present", "absent", "error"]
 
@@ -22,7 +23,10 @@ _ANSWER = "torch_forwardfix.verify: "
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a reproduction: whether the bug was there, what was seen, and the state of the fix afterwards."""
+    """One run of a reproduction: whether the bug was there, what was seen, and the state of the fix afterwards.
+
+    The state is ``no fix`` where there is none.
+    """
 
     verdict: Verdict
     detail: str
@@ -55,12 +59,17 @@ def prove(fix: Fix) -> Proof:
     return Proof(fix.id, without, _run(fix, {}))
 
 
-def _run(fix: Fix, environment: dict[str, str]) -> Run:
+def observe(bug: Unfixed) -> Run:
+    """Run the reproduction of a bug that has no fix here, in a fresh process."""
+    return _run(bug, {})
+
+
+def _run(bug: Bug, environment: dict[str, str]) -> Run:
     command = [
         sys.executable,
         "-c",
         "import sys; from torch_forwardfix.verify import child; child(sys.argv[1])",
-        fix.id,
+        bug.id,
     ]
     with tempfile.TemporaryDirectory(prefix="torch-forwardfix-") as caches:
         own = {"TORCHINDUCTOR_CACHE_DIR": caches, "VLLM_CACHE_ROOT": os.path.join(caches, "vllm")}
@@ -87,12 +96,13 @@ def child(id: str) -> None:
     verdict: Verdict = "absent"
     detail = ""
     try:
-        catalog.load().fixes[id].reproduce()
+        known: Mapping[str, Bug] = {**catalog.load().fixes, **catalog.unfixed()}
+        known[id].reproduce()
     except BugPresent as bug:
         verdict, detail = "present", str(bug)
     except Exception as error:
         verdict, detail = "error", f"{type(error).__name__}: {error}"
     plan = engine.current_plan() or engine.make_plan()
-    outcome = engine.outcome_of(plan, id)
-    answer = {"verdict": verdict, "detail": detail, "state": outcome.state}
+    state = engine.outcome_of(plan, id).state if id in plan.fixes else "no fix"
+    answer = {"verdict": verdict, "detail": detail, "state": state}
     print(f"\n{_ANSWER}{json.dumps(answer)}", flush=True)

@@ -5,8 +5,9 @@ import json
 import pytest
 from conftest import FIXES, check, in_range
 
-from torch_forwardfix import gates, verify
+from torch_forwardfix import catalog, gates, verify
 
+UNFIXED = catalog.unfixed()
 INSTALLED = [id for id, fix in FIXES.items() if all(gates.installed_version(name) for name in fix.affects)]
 
 
@@ -18,6 +19,12 @@ def test_bug_is_there_without_and_gone_with_the_fix_exactly_in_its_range(id):
     else:
         assert (proof.without.verdict, proof.with_fix.verdict) == ("absent", "absent"), proof
         assert proof.with_fix.state == "not-affected"
+
+
+@pytest.mark.parametrize("id", UNFIXED)
+def test_bug_that_stays_is_there_exactly_in_its_range(id):
+    affected = gates.why_not_affected(UNFIXED[id].affects) is None
+    assert verify.observe(UNFIXED[id]).verdict == ("present" if affected else "absent")
 
 
 def test_live_status_applies_what_is_in_range_and_nothing_else(python):

@@ -43,7 +43,9 @@ def test_start_file_is_shipped_where_pth_lines_are_ignored(files):
     assert sys.version_info < (3, 18) or START in files, "PEP 829: Python 3.18 ignores import lines in .pth files"
 
 
-@pytest.mark.parametrize("name", ["py.typed", "evidence.json", "__main__.py", "fixes/__init__.py"])
+@pytest.mark.parametrize(
+    "name", ["py.typed", "evidence.json", "__main__.py", "fixes/__init__.py", "unfixed/__init__.py"]
+)
 def test_package_data(files, name):
     assert f"torch_forwardfix/{name}" in files
 

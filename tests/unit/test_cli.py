@@ -12,7 +12,7 @@ pytestmark = pytest.mark.skipif(
     find_spec("torch") is not None, reason="ABOUT AN ENVIRONMENT WITHOUT TORCH: nox -s tests makes one"
 )
 
-REPORT_KEYS = ["version", "python", "torch", "enabled", "active", "reason", "live", "fixes"]
+REPORT_KEYS = ["version", "python", "torch", "enabled", "active", "reason", "live", "fixes", "unfixed"]
 FIX_KEYS = [
     "id",
     "title",
@@ -26,6 +26,7 @@ FIX_KEYS = [
     "reason",
     "proved_on",
 ]
+UNFIXED_KEYS = [*FIX_KEYS[:6], "why", "workaround", "here", "reason", "seen_on"]
 ARMED = """
 import sys, torch_forwardfix
 torch_forwardfix.init()
@@ -63,6 +64,10 @@ def test_json_has_the_keys_of_the_contract(sandbox) -> None:
     assert report["torch"] is None
     assert (report["enabled"], report["live"]) == (True, False)
     assert len(report["fixes"]) >= 4
+    for row in report["unfixed"]:
+        assert list(row) == UNFIXED_KEYS
+        assert not row["here"]
+        assert row["reason"] == "torch is not installed"
     for row in report["fixes"]:
         assert list(row) == FIX_KEYS
         assert row["state"] == "not-affected"
@@ -127,6 +132,27 @@ def test_show_tells_the_story(sandbox) -> None:
         assert said in process.stdout
     assert "A cache key that cannot be pickled kills the compile." in process.stdout
     assert "not-affected: torch is not installed" in process.stdout
+
+
+def test_bug_that_stays_is_told_where_this_torch_has_it(torch_tree) -> None:
+    report = json.loads(cli(torch_tree, "status", "--json").stdout)
+    (bug,) = (row for row in report["unfixed"] if row["id"] == "set-mutation-lost")
+    assert (bug["here"], bug["reason"]) == (True, None)
+    assert "torch 2.10.0" in bug["seen_on"]
+    shown = cli(torch_tree, "status").stdout
+    assert "unfixed        set-mutation-lost" in shown
+    assert f"what to do: {bug['workaround']}" in " ".join(shown.split())
+
+
+def test_bug_that_stays_is_not_told_where_this_torch_has_it_not(sandbox) -> None:
+    assert "unfixed" not in cli(sandbox, "status").stdout
+
+
+def test_show_tells_why_a_bug_stays_and_what_to_do(sandbox) -> None:
+    process = cli(sandbox, "show", "set-mutation-lost")
+    assert (process.returncode, process.stderr) == (0, "")
+    for said in ("not fixed:", "what to do:", "seen on:", "torch is not installed", "Upstream tracks and replays them"):
+        assert said in process.stdout
 
 
 def test_verify_without_torch_runs_nothing(sandbox) -> None:

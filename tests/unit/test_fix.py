@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 import torch_forwardfix.fixes
+import torch_forwardfix.unfixed
 from torch_forwardfix import Fix, catalog, gates
-from torch_forwardfix.fix import KINDS, STATES
+from torch_forwardfix.fix import KINDS, STATES, Bug, Unfixed
 
 FIELDS: dict[str, Any] = {
     "id": "some-fix",
@@ -25,6 +26,7 @@ FIELDS: dict[str, Any] = {
     "reproduce": lambda: None,
 }
 FILES = [file.name for file in pkgutil.iter_modules(torch_forwardfix.fixes.__path__)]
+UNFIXED_FILES = [file.name for file in pkgutil.iter_modules(torch_forwardfix.unfixed.__path__)]
 
 
 def test_fix_with_sound_fields_is_taken() -> None:
@@ -101,30 +103,53 @@ def test_every_file_is_a_fix_of_the_catalog() -> None:
     assert known.broken == {}
 
 
-@pytest.mark.parametrize("file", FILES)
-class TestBuiltIn:
+def test_every_other_file_is_a_bug_that_stays() -> None:
+    known = catalog.unfixed()
+    assert {name.replace("_", "-") for name in UNFIXED_FILES} == set(known)
+    assert not set(known) & set(catalog.load().fixes)
+
+
+@pytest.mark.parametrize("file", UNFIXED_FILES)
+def test_bug_that_stays_comes_with_reason_and_workaround(file: str) -> None:
+    bug = bug_of(file)
+    assert isinstance(bug, Unfixed)
+    assert bug.why
+    assert bug.workaround
+
+
+@pytest.mark.parametrize("file", [*FILES, *UNFIXED_FILES])
+class TestStory:
     def test_id_is_the_file_name(self, file: str) -> None:
-        assert fix_of(file).id == file.replace("_", "-")
+        assert bug_of(file).id == file.replace("_", "-")
 
     def test_story_is_told(self, file: str) -> None:
-        story = import_module(f"torch_forwardfix.fixes.{file}").__doc__
+        story = import_module(bug_of(file).reproduce.__module__).__doc__
         assert story is not None
         assert len(story.splitlines()) > 5
 
     def test_title_and_kind_and_upstream_are_there(self, file: str) -> None:
-        fix = fix_of(file)
-        assert fix.title
-        assert fix.kind in KINDS
-        assert fix.upstream
+        bug = bug_of(file)
+        assert bug.title
+        assert bug.kind in KINDS
+        assert bug.upstream
 
+    def test_release_that_fixed_it_is_out_of_range(self, file: str) -> None:
+        bug = bug_of(file)
+        if bug.fixed_in is not None:
+            assert not gates.in_range(bug.fixed_in, next(iter(bug.affects.values())))
+
+
+@pytest.mark.parametrize("file", FILES)
+class TestBuiltIn:
     def test_targets_lie_in_an_affected_package(self, file: str) -> None:
         fix = fix_of(file)
         assert {module.partition(".")[0] for module in fix.modules} <= set(fix.affects)
 
-    def test_release_that_fixed_it_is_out_of_range(self, file: str) -> None:
-        fix = fix_of(file)
-        if fix.fixed_in is not None:
-            assert not gates.in_range(fix.fixed_in, next(iter(fix.affects.values())))
+
+def bug_of(file: str) -> Bug:
+    if file in FILES:
+        return fix_of(file)
+    return import_module(f"torch_forwardfix.unfixed.{file}").BUG
 
 
 def fix_of(file: str) -> Fix:
