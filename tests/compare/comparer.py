@@ -90,6 +90,17 @@ def blame(difference: Difference, off: Record, alone: Mapping[str, Record]) -> l
     ]
 
 
+def candidates(case: str, fixes: Iterable[str], explanations: Iterable[Mapping[str, str]]) -> list[str]:
+    """The fixes in force that are known to change this case."""
+    known = [row["fix"] for row in explanations if fnmatchcase(case, row["cases"])]
+    return [fix for fix in dict.fromkeys(known) if fix in fixes]
+
+
+def is_all_of_it(difference: Difference, alone: Record) -> bool:
+    """Whether the case with one fix alone is, in every field that differs, as it is with all of them."""
+    return all(alone.get(name) == on for name, (_, on) in difference.fields.items())
+
+
 def counts(records: Records) -> dict[str, dict[str, int]]:
     """Cases and verdicts by kind (ops/aot_eager)."""
     table: dict[str, Counter[str]] = {}

@@ -237,16 +237,11 @@ def compare_release(release: Release) -> dict[str, Any]:
     found = comparer.compare(off, on, release.records("off", "-again"), release.records("on", "-again"))
 
     fixes = release.fixes_applied()
-    blamed = [difference.case for difference in found.differences[:MOST_BLAMED]]
-    if blamed:
-        release.run({f"on-again-{fix}": ({"TORCH_FORWARDFIX_ONLY": fix}, blamed) for fix in fixes})
-    alone = {fix: release.records(f"on-again-{fix}") for fix in fixes}
-    differences = []
-    for difference in found.differences:
-        case = difference.case
-        of_case = {fix: records[case] for fix, records in alone.items() if case in records}
-        causes = comparer.blame(difference, off[case], of_case)
-        differences.append({"case": case, "what": str(difference), "fixes": causes})
+    causes = find_causes(release, found.differences, off, fixes)
+    differences = [
+        {"case": difference.case, "what": str(difference), "fixes": causes.get(difference.case, [])}
+        for difference in found.differences
+    ]
     return {
         "torch": release.name,
         "versions": release.about["versions"],
@@ -258,6 +253,39 @@ def compare_release(release: Release) -> dict[str, Any]:
         "missing": found.missing,
         "open": found.open,
     }
+
+
+def find_causes(
+    release: Release,
+    differences: list[comparer.Difference],
+    off: comparer.Records,
+    fixes: list[str],
+) -> dict[str, list[str]]:
+    """Run each case that differs with one fix alone: with that which is known to change it, else with each in turn."""
+    explanations = json.loads((HERE / "explained.json").read_text(encoding="utf-8"))
+    known: dict[str, list[str]] = {}
+    for difference in differences:
+        for fix in comparer.candidates(difference.case, fixes, explanations):
+            known.setdefault(fix, []).append(difference.case)
+    release.run({f"on-again-{fix}": ({"TORCH_FORWARDFIX_ONLY": fix}, cases) for fix, cases in known.items()})
+    causes = {}
+    for fix, cases in known.items():
+        alone = release.records(f"on-again-{fix}")
+        causes |= {
+            difference.case: [fix]
+            for difference in differences
+            if difference.case in cases and comparer.is_all_of_it(difference, alone[difference.case])
+        }
+
+    rest = [difference for difference in differences if difference.case not in causes][:MOST_BLAMED]
+    if rest:
+        cases = [difference.case for difference in rest]
+        release.run({f"on-again-{fix}": ({"TORCH_FORWARDFIX_ONLY": fix}, cases) for fix in fixes})
+    tried = {fix: release.records(f"on-again-{fix}") for fix in fixes}
+    for difference in rest:
+        of_case = {fix: records[difference.case] for fix, records in tried.items() if difference.case in records}
+        causes[difference.case] = comparer.blame(difference, off[difference.case], of_case)
+    return causes
 
 
 def main() -> int:

@@ -182,6 +182,7 @@ def started(tmp_path, monkeypatch):
     programs.mkdir()
     for name in run.PROGRAMS:
         (programs / name).write_text("")
+    (programs / "explained.json").write_text("[]")
     (programs / "worker.py").write_text("CASES = []\n" + WORKER)
     metadata = tmp_path / "site" / "torch-2.10.0.dist-info"
     metadata.mkdir(parents=True)
@@ -220,6 +221,20 @@ def test_the_driver_survives_its_workers_runs_changed_code_and_names_the_fix(sta
         "torch 2.10.0: 1 of ops/aot_eager took too long (off)",
         "torch 2.10.0: 1 of ops/aot_eager took too long (on)",
     ]
+
+
+@pytest.mark.parametrize(
+    ("known", "tried"), [("good", {"good"}), ("other", {"good", "other"}), ("no such fix", {"good", "other"})]
+)
+def test_where_the_fix_is_known_that_makes_a_difference_no_other_is_tried(started, tmp_path, known, tried):
+    worker = run.HERE / "worker.py"
+    worker.write_text(worker.read_text().replace('"ops/aot_eager/hangs", "ops/aot_eager/dies", ', ""))
+    explanation = {"fix": known, "cases": "ops/*/code", "why": "meant"}
+    (run.HERE / "explained.json").write_text(json.dumps([explanation]))
+    summary = compare_release(tmp_path / "out")
+    assert [row["fixes"] for row in summary["differences"]] == [["good"], ["good"]]
+    alone = {file.name for file in (tmp_path / "out/torch-2.10.0").glob("on-again-*.jsonl")}
+    assert alone == {f"on-again-{fix}.jsonl" for fix in tried}
 
 
 def test_a_case_that_took_too_long_is_run_again_in_the_next_run(started, tmp_path, monkeypatch):
