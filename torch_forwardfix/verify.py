@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from . import catalog, engine, settings
-from .fix import Bug, BugPresent, Fix, Unfixed
+from .fix import Bug, BugPresent, Fix
 
 Verdict = Literal["present", "absent", "error"]
 
@@ -59,8 +59,8 @@ def prove(fix: Fix) -> Proof:
     return Proof(fix.id, without, _run(fix, {}))
 
 
-def observe(bug: Unfixed) -> Run:
-    """Run the reproduction of a bug that has no fix here, in a fresh process."""
+def observe(bug: Bug) -> Run:
+    """Run the reproduction once, in a fresh process with compile caches of its own."""
     return _run(bug, {})
 
 
