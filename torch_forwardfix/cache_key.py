@@ -12,7 +12,6 @@ drop ours; vLLM does not read it; and it also keys the profile of dynamic shapes
 from __future__ import annotations
 
 import functools
-import hashlib
 import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
@@ -33,7 +32,13 @@ def revision(apply: Callable[[ModuleType], None]) -> str:
         content: bytes = module.__spec__.loader.get_data(module.__file__)
     except (AttributeError, OSError):  # a frozen program: nothing in it changes on its own
         return __version__
-    return hashlib.sha256(content).hexdigest()
+    return _sha256(content).hex()
+
+
+def _sha256(data: bytes) -> bytes:
+    import hashlib  # torch has loaded it by the time it makes a key; `status` has no use for it
+
+    return hashlib.sha256(data).digest()
 
 
 def salt_torch_key(codecache: ModuleType, in_force: Callable[[], Sequence[Fix]]) -> None:
@@ -56,7 +61,7 @@ def salt_torch_key(codecache: ModuleType, in_force: Callable[[], Sequence[Fix]])
             if not fixes:
                 return key
             salt = "\n".join(sorted(f"{fix.id} {revision(fix.apply)}" for fix in fixes))
-            return hashlib.sha256(key + salt.encode()).digest()
+            return _sha256(key + salt.encode())
 
         return torch_key
 

@@ -7,7 +7,7 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib import import_module, resources
+from importlib import import_module
 from typing import Any
 
 from . import fixes
@@ -80,7 +80,8 @@ def unfixed() -> dict[str, Unfixed]:
 @cache
 def evidence() -> tuple[Mapping[str, str], ...]:
     """The rows of ``evidence.json``: what each reproduction showed on each release, without and with its fix."""
-    return tuple(json.loads(resources.files(__package__).joinpath("evidence.json").read_text("utf-8"))["rows"])
+    # importlib.resources does the same and takes a fifth of the time of `status` to import.
+    return tuple(json.loads(pkgutil.get_data(__package__, "evidence.json") or b"")["rows"])
 
 
 def seen_on(bug: Unfixed) -> list[str]:

@@ -1,7 +1,6 @@
 import json
 import shutil
 import sys
-from time import perf_counter
 
 import pytest
 
@@ -22,6 +21,15 @@ def report(venv, *options, **extra):
 def silent(venv, *arguments, **extra):
     done = venv.run(*arguments, "-c", "pass", **extra)
     return (done.stdout, done.stderr) == ("", "")
+
+
+def cpu_seconds(venv, *arguments):
+    from resource import RUSAGE_CHILDREN, getrusage
+
+    before = getrusage(RUSAGE_CHILDREN)
+    venv.run(*arguments)
+    after = getrusage(RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def leftovers(venv):
@@ -196,10 +204,8 @@ def test_status_does_not_import_torch(torch_venv):
     assert "torch is not installed" not in done.stdout
 
 
-def test_status_is_fast(torch_venv):
-    seconds = []
-    for _ in range(8):
-        start = perf_counter()
-        torch_venv.run(*STATUS)
-        seconds.append(perf_counter() - start)
-    assert min(seconds[1:]) < 0.150
+def test_status_costs_less_than_ten_interpreter_starts(torch_venv):
+    # On a quiet machine it is six, a tenth of a second; wall times would fail on a busy one.
+    runs = [(cpu_seconds(torch_venv, "-c", "pass"), cpu_seconds(torch_venv, *STATUS)) for _ in range(8)]
+    start, status = map(min, zip(*runs, strict=True))
+    assert status < 10 * start
