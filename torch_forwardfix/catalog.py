@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -70,11 +70,11 @@ def _plugins() -> list[tuple[str, str, Callable[[], Any]]]:
     ]
 
 
-def unfixed() -> dict[str, Unfixed]:
-    """Load the bugs that are known and not fixed here, by id: one from each file in ``unfixed/``."""
+def unfixed(fixed: Container[str] = ()) -> dict[str, Unfixed]:
+    """Load the bugs that are known and stay, by id: one from each file in ``unfixed/``, less those in ``fixed``."""
     files = sorted(file.name for file in pkgutil.iter_modules(unfixed_bugs.__path__))
     bugs = [import_module(f"{unfixed_bugs.__name__}.{name}").BUG for name in files]
-    return {bug.id: bug for bug in bugs}
+    return {bug.id: bug for bug in bugs if bug.id not in fixed}
 
 
 @cache

@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Sequence
 from inspect import getdoc, getmodule
 
-from . import catalog, engine, gates, report, settings
+from . import catalog, engine, report, settings
 from ._version import __version__
 from .fix import Fix
 
@@ -81,7 +81,7 @@ def _print_wrapped(text: str, first: str, rest: str | None = None) -> None:
 
 def _show(options: argparse.Namespace) -> int:
     known = catalog.load()
-    unfixed = catalog.unfixed()
+    unfixed = catalog.unfixed(known.fixes)
     bug = known.fixes.get(options.id) or unfixed.get(options.id)
     if bug is None:
         return _unknown(options.id, [*known.fixes, *unfixed])
@@ -105,7 +105,7 @@ def _show(options: argparse.Namespace) -> int:
             "not fixed": bug.why,
             "what to do": bug.workaround,
             "seen on": ", ".join(catalog.seen_on(bug)) or "no release yet",
-            "here": gates.why_not_affected(bug.affects) or "this release has it",
+            "here": report.why_not_here(bug) or "this release has it",
         }
     for name, value in rows.items():
         _print_wrapped(f"{name + ':':<16}{value}", "", " " * 16)
@@ -119,7 +119,7 @@ def _verify(options: argparse.Namespace) -> int:
     from .verify import observe, prove
 
     known = catalog.load()
-    unfixed = catalog.unfixed()
+    unfixed = catalog.unfixed(known.fixes)
     for id in options.ids:
         if id not in known.fixes and id not in unfixed:
             return _unknown(id, [*known.fixes, *unfixed])
@@ -127,12 +127,12 @@ def _verify(options: argparse.Namespace) -> int:
     proofs, seen, skipped = [], {}, {}
     for id in dict.fromkeys(options.ids or [*known.fixes, *unfixed]):
         if id in unfixed:
-            reason = gates.why_not_affected(unfixed[id].affects)
+            reason = report.why_not_here(unfixed[id])
             if reason is None:
                 seen[id] = observe(unfixed[id])
                 _note(options, f"{id}: known and not fixed here\n  bug {seen[id].verdict}. {seen[id].detail}")
             elif id in options.ids:
-                _note(options, f"{id}: not-affected, not run: {reason}")
+                _note(options, f"{id}: not run: {reason}")
         elif id not in plan.pending:
             skipped[id] = plan.decided[id]
             _note(options, f"{id}: {plan.decided[id].state}, not run: {plan.decided[id].reason}")

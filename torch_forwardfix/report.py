@@ -102,7 +102,7 @@ def collect(*, live: bool = False) -> Report:
         reason="; ".join([*reasons, *plan.settings.problems]) or None,
         live=live,
         fixes=rows,
-        unfixed=[_unfixed_row(bug) for bug in catalog.unfixed().values()],
+        unfixed=[_unfixed_row(bug) for bug in catalog.unfixed(plan.fixes).values()],
     )
 
 
@@ -151,11 +151,16 @@ def _row(id: str, fix: Fix | None, outcome: Outcome) -> FixStatus:
     )
 
 
-def _unfixed_row(bug: Unfixed) -> UnfixedStatus:
+def why_not_here(bug: Unfixed) -> str | None:
+    """Say why the installed releases do not have ``bug``, or why that cannot be told; None where they have it."""
     try:
-        reason = why_not_affected(bug.affects)
+        return why_not_affected(bug.affects)
     except ValueError as error:
-        reason = str(error)
+        return str(error)
+
+
+def _unfixed_row(bug: Unfixed) -> UnfixedStatus:
+    reason = why_not_here(bug)
     return UnfixedStatus(
         id=bug.id,
         title=bug.title,

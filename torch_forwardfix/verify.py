@@ -96,7 +96,7 @@ def child(id: str) -> None:
     verdict: Verdict = "absent"
     detail = ""
     try:
-        known: Mapping[str, Bug] = {**catalog.load().fixes, **catalog.unfixed()}
+        known: Mapping[str, Bug] = {**catalog.unfixed(), **catalog.load().fixes}
         known[id].reproduce()
     except BugPresent as bug:
         verdict, detail = "present", str(bug)

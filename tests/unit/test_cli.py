@@ -155,6 +155,14 @@ def test_show_tells_why_a_bug_stays_and_what_to_do(sandbox) -> None:
         assert said in process.stdout
 
 
+@pytest.mark.parametrize("arguments", [("status",), ("show", "set-mutation-lost"), ("verify", "set-mutation-lost")])
+def test_version_that_cannot_be_read_is_told_of_bugs_that_stay(torch_tree, arguments: tuple[str, ...]) -> None:
+    torch_tree.write({"torch/version.py": "__version__ = 'my own build'\n"})
+    process = cli(torch_tree, *arguments)
+    assert process.stderr == ""
+    assert "torch calls itself 'my own build', which is not a PEP 440 version" in " ".join(process.stdout.split())
+
+
 def test_verify_without_torch_runs_nothing(sandbox) -> None:
     process = cli(sandbox, "verify")
     assert process.returncode == 0

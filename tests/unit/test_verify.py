@@ -44,6 +44,25 @@ def verify(torch_tree):
     return run
 
 
+def test_bug_that_stays_and_is_not_seen_where_it_should_be_fails(torch_tree):
+    process = torch_tree.run("-m", "torch_forwardfix", "verify", "set-mutation-lost")
+    assert process.returncode == 1
+    assert "set-mutation-lost: known and not fixed here\n  bug error. " in process.stdout
+    assert "0 of 0 proved here" in process.stdout
+
+
+def test_plugin_that_fixes_a_bug_that_stays_takes_its_place(verify, torch_tree):
+    verify(HONEST)
+    plugin = (torch_tree.tree / "plug.py").read_text().replace('id="made-up"', 'id="set-mutation-lost"')
+    torch_tree.write({"plug.py": plugin})
+    process = torch_tree.run("-m", "torch_forwardfix", "verify", "set-mutation-lost", "--json")
+    assert process.returncode == 0, process.stderr
+    made = json.loads(process.stdout)
+    assert ([proof["holds"] for proof in made["proofs"]], made["unfixed"]) == ([True], {})
+    report = json.loads(torch_tree.run("-m", "torch_forwardfix", "status", "--json").stdout)
+    assert "set-mutation-lost" not in {bug["id"] for bug in report["unfixed"]}
+
+
 def test_a_fix_that_holds_is_proved(verify):
     process = verify(HONEST, "--json")
     assert process.returncode == 0, process.stderr
