@@ -32,14 +32,16 @@ def lookup(module: ModuleType, qualname: str) -> Any:
 def wrap(owner: Any, name: str, make: Callable[[Any], Callable[..., Any]]) -> None:
     """Replace the function ``owner.name`` by ``make(original)``, which is made to look like the original.
 
+    Static and class methods stay what they are; ``make`` is given the plain function and returns one.
     Raises :class:`Drifted` where there is no such function.
     """
-    original = vars(owner).get(name, _MISSING)
+    found = vars(owner).get(name, _MISSING)
+    original = _plain(found)
     if not callable(original):
         raise Drifted(f"{getattr(owner, '__name__', owner)}.{name} is not a function")
     wrapper = functools.wraps(original)(make(original))
     setattr(wrapper, _MARK, True)
-    replace(owner, name, wrapper)
+    replace(owner, name, wrapper if original is found else type(found)(wrapper))
 
 
 def replace(owner: Any, name: str, value: Any) -> None:
@@ -72,9 +74,14 @@ def roll_back(undo: Undo) -> None:
             setattr(owner, name, value)
 
 
+def _plain(function: Any) -> Any:
+    """The function of a static or class method."""
+    return function.__func__ if isinstance(function, staticmethod | classmethod) else function
+
+
 def is_ours(function: Any) -> bool:
     """Whether ``function`` was put in place by :func:`wrap`."""
-    return _MARK in getattr(function, "__dict__", ())
+    return _MARK in getattr(_plain(function), "__dict__", ())
 
 
 def foreign_owner(function: Any, package: str) -> str | None:
@@ -83,7 +90,7 @@ def foreign_owner(function: Any, package: str) -> str | None:
     It asks for the globals that the function runs with: ``__module__`` and ``__name__`` are copied by functools.wraps.
     Wrappers of the standard library (``contextlib``, ``functools``) are put there by the package itself.
     """
-    home: str | None = getattr(function, "__globals__", {}).get("__name__")
+    home: str | None = getattr(_plain(function), "__globals__", {}).get("__name__")
     if home is None:
         return None
     top = home.partition(".")[0]
@@ -92,7 +99,7 @@ def foreign_owner(function: Any, package: str) -> str | None:
 
 def code_objects(function: Any) -> Iterator[CodeType]:
     """Yield the code of ``function`` and of all that is defined inside it; probes read names and constants there."""
-    pending = [function.__code__]
+    pending = [_plain(function).__code__]
     while pending:
         code = pending.pop()
         yield code

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from torch_forwardfix.fix import BugPresent, Fix
-from torch_forwardfix.patching import code_objects, lookup, replace, wrap
+from torch_forwardfix.patching import code_objects, lookup, wrap
 
 _KEY = "autograd_cache_key"
 _GUARDS = "AOTAutogradCache.generate_guards_expression"
@@ -48,7 +48,7 @@ def is_present(module: ModuleType) -> bool | str:
         found = lookup(module, target)
         if not isinstance(found, kind):
             return f"{target} is no longer a {kind.__name__}"
-        names = {name for code in code_objects(getattr(found, "__func__", found)) for name in code.co_names}
+        names = {name for code in code_objects(found) for name in code.co_names}
         if any("symfloat" in name.lower() for name in names):
             return False
         if expected not in names:
@@ -59,12 +59,8 @@ def is_present(module: ModuleType) -> bool | str:
 def apply(module: ModuleType) -> None:
     wrap(module, "autograd_cache_key", functools.partial(_key_with_floats, module))
     cache = module.AOTAutogradCache
-    for name, kind, make in (
-        ("generate_guards_expression", classmethod, _guards_with_floats),
-        ("evaluate_guards", staticmethod, functools.partial(_evaluate_with_floats, cache)),
-    ):
-        original = vars(cache)[name].__func__
-        replace(cache, name, kind(functools.wraps(original)(make(original))))
+    wrap(cache, "generate_guards_expression", _guards_with_floats)
+    wrap(cache, "evaluate_guards", functools.partial(_evaluate_with_floats, cache))
 
 
 def _key_with_floats(module: ModuleType, original: Any) -> Any:
