@@ -78,7 +78,10 @@ while len(random_pairs) < 40:
         random_pairs += [(sympy.expand(a * b), b), (sympy.expand(a * b + c), b)]
 sizes = SizeVarAllocator()
 def answer(pair):
-    result = sizes.statically_known_multiple_of(*pair)
+    try:
+        result = sizes.statically_known_multiple_of(*pair)
+    except (sympy.PolynomialError, RecursionError) as error:
+        return type(error).__name__  # of sympy's %, which 2.9 asks
     assert result is True or result is False, (pair, result)
     if result:  # then it must be so for numbers
         for _ in range(5):
@@ -114,13 +117,13 @@ def test_sums_as_dimensions_get_one_reduction_and_all_other_kernels_and_answers_
     state, wrapped, name = with_fix.pop("patched")
     assert name == without.pop("patched")[2] == "SizeVarAllocator.statically_known_multiple_of"
     assert (state, wrapped) == (("applied", True) if in_range(ID) else ("not-affected", False))
-    assert all(with_fix["yes"])
-    assert not any(with_fix["no"])
-    assert all(now or not before for now, before in zip(with_fix["random"], without["random"], strict=True))
-    assert all(with_fix[trigger][0] == 1 for trigger in TRIGGERS), with_fix
     if in_range(ID):
-        assert with_fix.pop("yes") != without.pop("yes")
-        assert sum(with_fix.pop("random")) > sum(without.pop("random"))
+        assert with_fix["yes"] == [True] * len(with_fix["yes"]) != without.pop("yes")
+        assert with_fix.pop("yes") and not any(with_fix["no"])
+        assert all(with_fix[trigger][0] == 1 for trigger in TRIGGERS), with_fix
+        answers = list(zip(with_fix.pop("random"), without.pop("random"), strict=True))
+        assert all(now or not before for now, before in answers)
+        assert any(now and not before for now, before in answers)
         crashed = {trigger for trigger in TRIGGERS if without[trigger] == "CantSplit"}
         assert "sum_and_self" in crashed  # which of the others do, depends on the release
         for trigger in crashed:
