@@ -76,6 +76,8 @@ def test_vllm(session: nox.Session, version: str) -> None:
 def tests(session: nox.Session) -> None:
     """Unit tests, install tests, and every fix: proved where its range begins and ends, tested where it ends."""
     edges = boundaries("torch", ALL_TORCH)
+    # Where faults are put into every fix: the release that most ranges end on.
+    busiest = max(edges, key=lambda version: sum(edges[version].values()))
     newest_affected = {id: version for version, fixes in edges.items() for id in fixes if fixes[id]}
     wheel = build_wheel(session)
     session.install("pytest", "pip", "build", "uv", "packaging", "importlib-metadata")
@@ -88,6 +90,7 @@ def tests(session: nox.Session) -> None:
         proofs = [f"{STAYS if id in stays else PROOF}[{id}]" for id in fixes]
         newest = [id for id in fixes if newest_affected[id] == version and id not in stays]
         files = [f"tests/fixes/test_{id.replace('-', '_')}.py" for id in newest]
+        files += ["tests/fixes/test_faults.py"] if version == busiest else []
         test_torch(session, version, *proofs, *files, LIVE, "tests/fixes/test_cache_key.py")
     for version in boundaries("vllm", ALL_VLLM):
         test_vllm(session, version)

@@ -45,12 +45,14 @@ def init():
 def _give_up(error):
     """Leave the import path after a fault of our own (say, files replaced while the process runs); torch goes on."""
     import os
+    from contextlib import suppress
     from logging import getLogger
 
     if os.environ.get("TORCH_FORWARDFIX_STRICT", "").strip().lower() in ("1", "on", "true", "yes"):
         raise error
     sys.meta_path = [finder for finder in sys.meta_path if finder is not watcher]
-    getLogger(__name__).warning("no fix is applied: %s: %s", type(error).__name__, error)
+    with suppress(Exception):  # of a handler of the user's
+        getLogger(__name__).warning("no fix is applied: %s: %s", type(error).__name__, error)
 
 
 def __getattr__(name):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from logging import getLogger
+from logging import INFO, WARNING, getLogger
 from time import perf_counter
 from types import ModuleType
 
@@ -100,7 +101,7 @@ def take_over() -> PostImportFinder:
         finder = PostImportFinder(plan.modules, lambda module: _module_loaded(plan, module))
         if _started.setdefault("plan", (plan, finder))[0] is plan:
             for problem in plan.settings.problems:
-                log.warning(problem)
+                _log(WARNING, problem)
             for id, outcome in plan.decided.items():
                 _tell(plan, id, outcome)
     plan, finder = _started["plan"]
@@ -190,8 +191,12 @@ def _do_without_salt(plan: Plan, outcome: Outcome) -> None:
 def _take_back(plan: Plan, fix: Fix, outcome: Outcome) -> None:
     for other, steps in plan.undo.items():
         if other[0] == fix.id:
-            patching.roll_back(steps)
-            plan.outcomes[other] = replace(outcome, module=other[1], duration=0.0)
+            taken_back = replace(outcome, module=other[1], duration=0.0)
+            try:
+                patching.roll_back(steps)
+            except Exception as error:
+                taken_back = replace(taken_back, state="failed", reason=f"{outcome.reason}; then {error}")
+            plan.outcomes[other] = taken_back
 
 
 def _treat(plan: Plan, fix: Fix, module: ModuleType) -> None:
@@ -249,11 +254,17 @@ def _record(plan: Plan, fix: Fix, outcome: Outcome) -> None:
 
 def _tell(plan: Plan, id: str, outcome: Outcome) -> None:
     if outcome.state == "applied":
-        log.info("%s: applied to %s", id, outcome.module)
+        _log(INFO, f"{id}: applied to {outcome.module}")
     elif outcome.state in ("failed", "drifted", "missed"):
-        log.warning("%s: %s: %s", id, outcome.state, outcome.reason)
+        _log(WARNING, f"{id}: {outcome.state}: {outcome.reason}")
         if plan.settings.strict and outcome.state != "missed":
             raise FixNotApplied(f"{id}: {outcome.state}: {outcome.reason} ({settings.STRICT} is set)")
+
+
+def _log(level: int, message: str) -> None:
+    # A handler of the user's that raises must not fail the user's import.
+    with suppress(Exception):
+        log.log(level, "%s", message)
 
 
 def outcome_of(plan: Plan, id: str) -> Outcome:

@@ -19,6 +19,10 @@ Undo = list[tuple[Any, str, Any]]
 _journal: ContextVar[Undo] = ContextVar("torch_forwardfix_journal")
 
 
+class NotTakenBack(RuntimeError):
+    """Something refused to be what it was before a patch."""
+
+
 def lookup(module: ModuleType, qualname: str) -> Any:
     """Return what ``qualname`` names in ``module``, unbound. Raises :class:`Drifted` where it is gone."""
     found: Any = module
@@ -57,21 +61,30 @@ def journal() -> Iterator[Undo]:
     token = _journal.set(undo)
     try:
         yield undo
-    except BaseException:
-        roll_back(undo)
+    except BaseException as error:
+        try:
+            roll_back(undo)
+        except NotTakenBack as worse:
+            raise NotTakenBack(f"{type(error).__name__}: {error}; then {worse}") from error
         raise
     finally:
         _journal.reset(token)
 
 
 def roll_back(undo: Undo) -> None:
-    """Put back what a journal noted, the newest first."""
+    """Put back what a journal noted, the newest first. Raises :class:`NotTakenBack`, after the rest, for what stays."""
+    stays = []
     while undo:
         owner, name, value = undo.pop()
-        if value is _MISSING:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, value)
+        try:
+            if value is _MISSING:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, value)
+        except Exception as error:
+            stays.append(f"{name} could not be put back: {type(error).__name__}: {error}")
+    if stays:
+        raise NotTakenBack("; ".join(stays))
 
 
 def _plain(function: Any) -> Any:

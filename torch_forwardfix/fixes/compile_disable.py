@@ -32,13 +32,15 @@ _COMPLAINT = "found no compiled frames"
 
 
 def is_present(module: ModuleType) -> bool | str:
-    lookup(module, "_optimize")
+    optimize = {name for code in code_objects(lookup(module, "_optimize")) for name in code.co_names}
     codes = list(code_objects(lookup(module, "_TorchDynamoContext.__call__")))
     checks = [code for code in codes if any(_COMPLAINT in const for const in code.co_consts if isinstance(const, str))]
     if not checks:
         return False
     if any("disable" in code.co_names for code in checks):
         return False
+    if "_optimize_catch_errors" not in optimize:
+        return "_optimize no longer makes the callable that compiles"
     if _COUNT not in vars(module) or not all(_COUNT in code.co_names for code in checks):
         return f"the check for compiled frames no longer asks {_COUNT}"
     return True

@@ -31,6 +31,8 @@ def is_present(module: ModuleType) -> bool | str:
     ask_names = {name for code in code_objects(unwrap(lookup(module, _ASK))) for name in code.co_names}
     if _ASK not in apply_names:
         return f"{_APPLY} no longer asks {_ASK}"
+    if "unsupported_output_tensor" not in ask_names:
+        return f"{_ASK} no longer looks at the tensors"
     return not (apply_names | ask_names) & {"is_builtin", *_WRAPPERS}
 
 

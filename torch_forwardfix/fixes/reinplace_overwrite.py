@@ -36,6 +36,8 @@ def is_present(module: ModuleType) -> bool | str:
     order = lookup(module, "reinplace_inplaceable_ops").__code__.co_names
     if _PASS not in order or order[-1] != _NEXT or not isinstance(lookup(module, "inplaceable_ops"), dict):
         return f"{_NEXT} no longer follows {_PASS}"
+    if list(inspect.signature(lookup(module, _NEXT)).parameters) != ["graph"]:
+        return f"{_NEXT} no longer takes a graph alone"
     # Another fix may have wrapped it.
     parts = {code.co_name for code in code_objects(inspect.unwrap(lookup(module, _PASS)))}
     # An upstream repair cannot be told from here; where there is one, the patch finds nothing to undo.
