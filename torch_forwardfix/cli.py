@@ -1,13 +1,15 @@
-"""The command line: status, show, verify."""
+"""The command line: status, show, verify, bisect."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import textwrap
 from collections.abc import Sequence
 from inspect import getdoc, getmodule
+from pathlib import Path
 
 from . import catalog, engine, report, settings
 from ._version import __version__
@@ -17,7 +19,10 @@ _BAD_STATES = ("failed", "drifted", "missed")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status: 0 all is well, 1 a check or a proof failed, 2 wrong usage."""
+    """Run one command and return its exit status.
+
+    0 all is well, 1 a check or a proof failed or a search found nothing, 2 wrong usage, 128 + N stopped by signal N.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m torch_forwardfix",
         description="Fixes for torch.compile bugs of the torch release you are pinned to.",
@@ -40,6 +45,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verify.add_argument("ids", metavar="ID", nargs="*", help="only these; all that apply here by default")
     verify.add_argument("--json", action="store_true", help="print the proofs as JSON")
     verify.set_defaults(run=_verify)
+
+    bisect = commands.add_parser(
+        "bisect",
+        help="find the fix that changes how a command ends",
+        usage="%(prog)s [-h] [--keep DIR] [--timeout SECONDS] [--shared-caches] [--json] -- COMMAND ...",
+        description="Run COMMAND with some fixes and without the others until it is clear which of them change its "
+        "exit status. Exit status of bisect: 0 found, 1 nothing found or the command is flaky, 2 wrong usage, 130 on "
+        "Ctrl-C.",
+    )
+    bisect.add_argument(
+        "--keep", metavar="DIR", type=Path, help="where the output of the runs goes: a new or empty folder"
+    )
+    bisect.add_argument(
+        "--timeout",
+        metavar="SECONDS",
+        type=_seconds,
+        default=math.inf,
+        help="stop a run after so long (default: never)",
+    )
+    bisect.add_argument(
+        "--shared-caches",
+        action="store_true",
+        help="use the compile caches that are there, instead of fresh ones for each run: faster, but what is in them "
+        "may hide the difference",
+    )
+    bisect.add_argument("--json", action="store_true", help="print the result and all runs as JSON")
+    bisect.add_argument("command", metavar="COMMAND", nargs="+", help="the command and its arguments, after --")
+    bisect.set_defaults(run=_bisect)
 
     options = parser.parse_args(arguments)
     return int(options.run(options))
@@ -156,6 +189,73 @@ def _verify(options: argparse.Namespace) -> int:
         print(json.dumps(made, indent=2))
     _note(options, f"{len(proofs) - sum(not proof.holds for proof in proofs)} of {len(proofs)} proved here")
     return 1 if failed else 0
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not seconds > 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return seconds
+
+
+def _bisect(options: argparse.Namespace) -> int:
+    from . import bisect
+
+    plan = engine.make_plan()
+    for problem in plan.settings.problems:
+        print(problem, file=sys.stderr)
+    candidates = tuple(plan.pending)
+    if not candidates:
+        reason = "no fix would be applied here; python -m torch_forwardfix status says why"
+        print(json.dumps({"verdict": "no candidates", "reason": reason}, indent=2) if options.json else reason)
+        return 1
+    try:
+        folder = bisect.output_folder(options.keep)
+    except OSError as error:
+        return _unusable(f"{error.filename}: {error.strerror}")
+    print(f"fixes to choose from: {len(candidates)}; output of the runs: {folder}", file=sys.stderr)
+
+    def tell(number: int, run: bisect.Run) -> None:
+        ending = bisect.describe(run.status, options.timeout)
+        line = f"run {number}: {len(run.ids)} of {len(candidates)} fixes: {ending} ({run.seconds:.1f} s)"
+        print(line, file=sys.stderr, flush=True)
+
+    runs: list[bisect.Run] = []
+    try:
+        with bisect.collected_signals() as arrived:
+            bench = bisect.Bench(
+                options.command, candidates, folder, options.timeout, options.shared_caches, arrived, tell, runs
+            )
+            finding = bisect.search(candidates, bench.run)
+    except (bisect.CannotStart, OSError) as error:
+        if not runs and not options.keep:
+            folder.rmdir()
+        return _unusable(str(error))
+    except bisect.Stopped as stop:
+        known = bisect.known_so_far(runs, options.timeout)
+        print(f"{stop} after {len(runs)} runs: {known}; output of the runs: {folder}", file=sys.stderr)
+        return 128 + stop.number
+    if options.json:
+        made = bisect.as_json(finding, runs, options.timeout)
+        print(json.dumps({**made, "candidates": candidates, "folder": str(folder)}, indent=2))
+    else:
+        for line in bisect.sentences(finding, candidates, options.timeout):
+            print(line)
+        for id in finding.ids if isinstance(finding, bisect.Found) else ():
+            print(f"{id}: {plan.pending[id].title}")
+        here = report.collect()
+        if isinstance(finding, bisect.NoDifference) and not here.active:
+            print(f"the hook is not active in this interpreter: {here.reason}")
+        print(f"runs: {len(runs)}, output of the runs: {folder}")
+    return 0 if isinstance(finding, bisect.Found) else 1
+
+
+def _unusable(message: str) -> int:
+    print(f"python -m torch_forwardfix bisect: {message}", file=sys.stderr)
+    return 2
 
 
 def _note(options: argparse.Namespace, line: str) -> None:

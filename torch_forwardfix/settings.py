@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 SWITCH = "TORCH_FORWARDFIX"
@@ -51,6 +51,16 @@ def _known_ids(environ: Mapping[str, str], name: str, ids: Collection[str], prob
     named = [id.strip() for id in environ.get(name, "").split(",") if id.strip()]
     problems += [f"{name} names {unknown_id(id, ids)}; it is ignored" for id in named if id not in ids]
     return [id for id in named if id in ids]
+
+
+def disabling(ids: Iterable[str], environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return the variable that switches off the fixes ``ids``, besides those that the user has switched off.
+
+    >>> disabling(["aot-builtins"], {"TORCH_FORWARDFIX_DISABLE": "mul-zero-nan"})
+    {'TORCH_FORWARDFIX_DISABLE': 'aot-builtins,mul-zero-nan'}
+    """
+    named = {id.strip() for id in environ.get(DISABLE, "").split(",") if id.strip()}
+    return {DISABLE: ",".join(sorted(named.union(ids)))}
 
 
 def unknown_id(id: str, ids: Collection[str]) -> str:

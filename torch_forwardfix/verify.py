@@ -7,7 +7,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -54,9 +55,14 @@ class Proof:
 
 def prove(fix: Fix) -> Proof:
     """Run the reproduction of ``fix`` twice, each time in a fresh process with compile caches of its own."""
-    disabled = {name.strip() for name in os.environ.get(settings.DISABLE, "").split(",") if name.strip()}
-    without = _run(fix, {settings.DISABLE: ",".join(sorted(disabled | {fix.id}))})
-    return Proof(fix.id, without, _run(fix, {}))
+    return Proof(fix.id, _run(fix, settings.disabling([fix.id])), _run(fix, {}))
+
+
+@contextmanager
+def own_caches() -> Iterator[dict[str, str]]:
+    """The environment variables that give a process compile caches of its own; they are removed afterwards."""
+    with tempfile.TemporaryDirectory(prefix="torch-forwardfix-", ignore_cleanup_errors=True) as folder:
+        yield {"TORCHINDUCTOR_CACHE_DIR": folder, "VLLM_CACHE_ROOT": os.path.join(folder, "vllm")}
 
 
 def observe(bug: Bug) -> Run:
@@ -71,12 +77,11 @@ def _run(bug: Bug, environment: dict[str, str]) -> Run:
         "import sys; from torch_forwardfix.verify import child; child(sys.argv[1])",
         bug.id,
     ]
-    with tempfile.TemporaryDirectory(prefix="torch-forwardfix-") as caches:
-        own = {"TORCHINDUCTOR_CACHE_DIR": caches, "VLLM_CACHE_ROOT": os.path.join(caches, "vllm")}
+    with own_caches() as caches:
         try:
             process = subprocess.run(
                 command,
-                env={**os.environ, **own, **environment},
+                env={**os.environ, **caches, **environment},
                 capture_output=True,
                 text=True,
                 errors="replace",
