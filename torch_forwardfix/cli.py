@@ -246,8 +246,7 @@ def _bisect(options: argparse.Namespace) -> int:
             print(line)
         for id in finding.ids if isinstance(finding, bisect.Found) else ():
             print(f"{id}: {plan.pending[id].title}")
-        here = report.collect()
-        if isinstance(finding, bisect.NoDifference) and not here.active:
+        if isinstance(finding, bisect.NoDifference) and not (here := report.collect()).active:
             print(f"the hook is not active in this interpreter: {here.reason}")
         print(f"runs: {len(runs)}, output of the runs: {folder}")
     return 0 if isinstance(finding, bisect.Found) else 1

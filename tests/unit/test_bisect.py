@@ -228,6 +228,10 @@ def test_where_the_fixes_make_no_difference_it_says_so(bisect, environment: dict
     assert process.stdout.startswith(said)
 
 
+def test_a_wrong_setting_is_named(bisect) -> None:
+    assert "did you mean 'fix-a'?" in bisect("pass", TORCH_FORWARDFIX_DISABLE="fix-aa").stderr
+
+
 def test_a_hook_that_is_not_armed_is_told(bisect, torch_tree) -> None:
     torch_tree.write({"sitecustomize.py": ""})
     assert "the hook is not active in this interpreter: " in bisect("sys.exit(not c())").stdout
