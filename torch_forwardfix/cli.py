@@ -1,8 +1,9 @@
-"""The command line: status, show, verify, bisect."""
+"""The command line: status, show, verify, bisect, doctor."""
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import math
 import sys
@@ -74,6 +75,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bisect.add_argument("command", metavar="COMMAND", nargs="+", help="the command and its arguments, after --")
     bisect.set_defaults(run=_bisect)
 
+    doctor = commands.add_parser("doctor", help="why it is not active here, and what to do")
+    doctor.add_argument("--live", action="store_true", help="load torch's compiler in a fresh process, too")
+    doctor.add_argument("--json", action="store_true", help="print the diagnosis as JSON")
+    doctor.set_defaults(run=_doctor)
+
     options = parser.parse_args(arguments)
     return int(options.run(options))
 
@@ -109,7 +115,8 @@ def _print_report(made: report.Report) -> None:
 
 def _print_wrapped(text: str, first: str, rest: str | None = None) -> None:
     rest = first if rest is None else rest
-    print(textwrap.fill(text, 100, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False))
+    whole = {"break_on_hyphens": False, "break_long_words": False}  # paths and ids stay in one piece
+    print(textwrap.fill(text, 100, initial_indent=first, subsequent_indent=rest, **whole))
 
 
 def _show(options: argparse.Namespace) -> int:
@@ -255,6 +262,33 @@ def _bisect(options: argparse.Namespace) -> int:
 def _unusable(message: str) -> int:
     print(f"python -m torch_forwardfix bisect: {message}", file=sys.stderr)
     return 2
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from .doctor import examine
+
+    found = examine(live=options.live)
+    if options.json:
+        print(json.dumps(found.as_json(), indent=2))
+        return 0 if found.well else 1
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # paths need not be text
+    print(f"Python {found.python}, {found.executable or 'embedded'}")
+    print(f"torch-forwardfix {found.version}, {found.file}")
+    print(f"beside it: {found.pth or 'no torch_forwardfix.pth'}")
+    print(f"torch {found.torch}" if found.torch else "torch is not installed")
+    if found.child is not None and found.child.answered:
+        print(
+            f"a fresh interpreter: hook {'' if found.child.armed else 'NOT '}armed, {found.child.file or 'no package'}"
+        )
+    for finding in found.findings:
+        print(f"\n{finding.severity:<6} {finding.code}")
+        _print_wrapped(f"{finding.what}.", " " * 7)
+        _print_wrapped(f"{finding.advice}{':' if finding.command else '.'}", " " * 7)
+        if finding.command:
+            print(f"{' ' * 9}{finding.command}")
+    print("\nNothing is wrong." if found.well else "\nSomething is wrong.")
+    return 0 if found.well else 1
 
 
 def _note(options: argparse.Namespace, line: str) -> None:
