@@ -22,7 +22,8 @@ _BAD_STATES = ("failed", "drifted", "missed")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status.
 
-    0 all is well, 1 a check or a proof failed or a search found nothing, 2 wrong usage, 128 + N stopped by signal N.
+    0 all is well, 1 a check or a proof failed, a search found nothing or doctor something wrong, 2 wrong usage, 128 + N
+    stopped by signal N.
     """
     parser = argparse.ArgumentParser(
         prog="python -m torch_forwardfix",
@@ -115,8 +116,9 @@ def _print_report(made: report.Report) -> None:
 
 def _print_wrapped(text: str, first: str, rest: str | None = None) -> None:
     rest = first if rest is None else rest
-    whole = {"break_on_hyphens": False, "break_long_words": False}  # paths and ids stay in one piece
-    print(textwrap.fill(text, 100, initial_indent=first, subsequent_indent=rest, **whole))
+    # Paths and ids stay in one piece.
+    wrapper = textwrap.TextWrapper(100, first, rest, break_on_hyphens=False, break_long_words=False)
+    print(wrapper.fill(text))
 
 
 def _show(options: argparse.Namespace) -> int:

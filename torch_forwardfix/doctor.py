@@ -181,10 +181,10 @@ def examine(*, live: bool = False) -> Diagnosis:
             return otherwise
 
     frozen = getattr(sys, "frozen", False)
+    child = None
     # The executable of a frozen program is the program: to start it for an answer would never end.
-    child = (
-        None if frozen or not sys.executable else attempt("a fresh interpreter", lambda: _ask_a_child(live), Child())
-    )
+    if sys.executable and not frozen:
+        child = attempt("a fresh interpreter", partial(_ask_a_child, live), Child())
     active = watcher in sys.meta_path or engine.current_plan() is not None
     if child is None:
         if not active:
@@ -222,7 +222,7 @@ def examine(*, live: bool = False) -> Diagnosis:
 def _broken_check(name: str, error: Exception) -> Finding:
     what = f"the check of {name} broke: {type(error).__name__}: {error}"
     if isinstance(error, ModuleNotFoundError) and error.name:
-        command = _pip("install", error.name.replace("_", "-"))
+        command = _pip("install", error.name.partition(".")[0].replace("_", "-"))
         return Finding("check-failed", "wrong", what, "install what is missing", command)
     return Finding("check-failed", "wrong", what, "reinstall torch-forwardfix", _reinstall(_requirement(None)))
 
@@ -391,7 +391,9 @@ def _hashes(facts: _Facts) -> Iterator[Finding]:
     command = _reinstall(_requirement(install.folder))
     if not install.record:
         what = f"torch-forwardfix in {install.folder} has no RECORD, so its files cannot be checked"
-        yield Finding("no-record", "note", what, "install it anew", command)
+        # What has no RECORD cannot be uninstalled, but written over.
+        over = _pip("install", "--ignore-installed", "--no-deps", _requirement(install.folder))
+        yield Finding("no-record", "note", what, "install it anew", over)
     wrong = []
     for name, stated in install.record:
         if name != PTH and not name.startswith(f"{PACKAGE}/"):
@@ -609,7 +611,8 @@ def _pip(verb: str, *arguments: str, python: Sequence[str] = ()) -> str:
     if find_spec("pip"):
         agreed = ["--yes"] if verb == "uninstall" else []
         return _shell(sys.executable, *python, "-m", "pip", verb, *agreed, *arguments)
-    renamed = ["--reinstall" if argument == "--force-reinstall" else argument for argument in arguments]
+    anew = ("--force-reinstall", "--ignore-installed")
+    renamed = ["--reinstall" if argument in anew else argument for argument in arguments]
     return _shell("uv", "pip", verb, "--python", sys.executable, *renamed)
 
 

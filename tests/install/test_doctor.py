@@ -25,6 +25,7 @@ class Patient:
     def __init__(self, venv, finder, **variables):
         self.venv = venv
         self.variables = {**finder, **variables}
+        self.expected = {"no-torch"}
 
     def doctor(self, *options, python=(), command=DOCTOR, **extra):
         """Return what doctor found, as code to finding, and what it prints for people."""
@@ -43,7 +44,7 @@ class Patient:
         return found
 
     def findings(self, *options, **extra):
-        return {code: found for code, found in self.doctor(*options, **extra).items() if code != "no-torch"}
+        return {code: found for code, found in self.doctor(*options, **extra).items() if code not in self.expected}
 
     def after(self, finding, *options, **extra):
         """Run the command that the finding advises, in a shell, and return what doctor finds afterwards in it."""
@@ -58,7 +59,7 @@ class Patient:
         assert done.stdout, done.stderr
         diagnosis = json.loads(done.stdout)
         assert done.returncode == (0 if diagnosis["well"] else 1)
-        return {found["code"]: found for found in diagnosis["findings"] if found["code"] != "no-torch"}
+        return {found["code"]: found for found in diagnosis["findings"] if found["code"] not in self.expected}
 
 
 def make_wheel(folder, name, version, files):
@@ -238,6 +239,7 @@ def user_site(admit, wheel, tmp_path):
     config.write_text(config.read_text().replace("packages = false", "packages = true"))
     folder = patient.venv.run("-m", "site", "--user-site", **patient.variables).stdout.strip()
     patient.venv.install("pip", "--target", folder, wheel)
+    patient.expected.add("finders-ahead")  # the setuptools of the base interpreter has one
     return patient, folder
 
 
@@ -367,6 +369,15 @@ def test_pth_file_that_was_changed(patient):
     assert found.keys() == {"hash-mismatch"}
     assert "RECORD: torch_forwardfix.pth" in found["hash-mismatch"]["what"]
     assert patient.after(found["hash-mismatch"]) == {}
+
+
+def test_no_record(patient):
+    (info,) = patient.venv.site.glob("torch_forwardfix-*.dist-info")
+    (info / "RECORD").unlink()
+    found = patient.findings()
+    assert (found.keys(), found["no-record"]["severity"]) == ({"no-record"}, "note")
+    assert str(patient.venv.site) in found["no-record"]["what"]
+    assert patient.after(found["no-record"]) == {}
 
 
 def without_bytecode(venv):
@@ -531,6 +542,22 @@ def test_frozen_program_is_told_to_activate(patient):
     assert "torch_forwardfix.activate()" in found["advice"]
     activate = "import torch_forwardfix; torch_forwardfix.activate(); "
     assert patient.venv.run("-S", "-c", code.format(activate, False, ["doctor"]), PYTHONPATH=str(patient.venv.site))
+
+
+def test_process_from_before_the_installation(patient):
+    code = "import sys, torch_forwardfix; sys.meta_path.remove(torch_forwardfix.watcher); {}"
+    code += "from torch_forwardfix.cli import main; sys.exit(main(['doctor', *sys.argv[1:]]))"
+    found = patient.findings(command=("-c", code.format("")))
+    assert found.keys() == {"restart"}
+    assert "torch_forwardfix.activate()" in found["restart"]["advice"]
+    assert patient.findings(command=("-c", code.format("torch_forwardfix.activate(); "))) == {}
+
+
+def test_interpreter_that_cannot_be_started(patient):
+    code = "import sys; sys.executable = '/no/such/python'; from torch_forwardfix.cli import main; "
+    found = patient.findings(command=("-c", code + "sys.exit(main(['doctor', *sys.argv[1:]]))"))
+    assert found.keys() == {"child-failed"}
+    assert "/no/such/python cannot be started: FileNotFoundError" in found["child-failed"]["what"]
 
 
 def test_hook_that_something_else_has_removed(patient):
