@@ -8,7 +8,7 @@ from conftest import ROOT
 
 # Read by site before torch_forwardfix.pth, as it sorts before it. What Python itself does to import a module of ours
 # (it reads files, and would write bytecode where an installer has not) has frozen frames of importlib next to it.
-RECORDER = '''
+RECORDER = """
 import atexit, sys
 
 EVENTS = []
@@ -27,7 +27,7 @@ def record(event, args):
 
 sys.addaudithook(record)
 atexit.register(lambda: print("\\\\n".join(EVENTS)))
-'''
+"""
 
 
 @pytest.fixture
@@ -71,7 +71,9 @@ def test_hook_reads_files_and_does_nothing_else(recorded):
         assert kind != "open" or arguments.endswith(("'r')", "'rb')")), event
 
 
-@pytest.mark.parametrize("value", ["$(touch {0}/mark)", "__import__('os').mkdir('{0}/mark')", "{0}/mark", "../mark", "%s"])
+@pytest.mark.parametrize(
+    "value", ["$(touch {0}/mark)", "__import__('os').mkdir('{0}/mark')", "{0}/mark", "../mark", "%s"]
+)
 def test_values_of_the_environment_are_named_and_neither_run_nor_opened(recorded, tmp_path, value):
     fake_torch(recorded)
     value = value.format(tmp_path)
