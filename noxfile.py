@@ -1,4 +1,6 @@
-"""Sessions: ``tests`` is what CI runs; ``matrix``, ``evidence``, ``compare`` and ``demo`` work on more releases."""
+"""Sessions: ``tests`` is what CI runs; ``matrix``, ``evidence``, ``compare`` and ``demo`` work on more releases, and
+``trust`` on more Pythons.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,7 @@ from pathlib import Path
 import nox
 
 sys.path.insert(0, str(Path(__file__).parent / "tests"))
+import compatibility_page
 import environments
 
 nox.options.sessions = ["tests"]
@@ -25,11 +28,13 @@ ALL_TORCH = ("2.9.0", "2.9.1", "2.10.0", "2.11.0", "2.12.0", "2.12.1", "2.13.0",
 ALL_VLLM = tuple(environments.VLLM_TORCH)
 # The last release of every minor version.
 COMPARED_TORCH = tuple({version.rpartition(".")[0]: version for version in ALL_TORCH}.values())
+ALL_PYTHON = ("3.10", "3.11", "3.12", "3.13", "3.14", "3.15")
 EVERYTHING = (("torch", ALL_TORCH), ("vllm", ALL_VLLM))
 
 COMPARISON = Path("tests", "compare", "evidence.json")
 EVIDENCE = Path("torch_forwardfix", "evidence.json")
 PYTEST = ("pytest", "-q", "-rs")
+TEST_TOOLS = ("pytest", "pip", "build", "uv", "packaging", "importlib-metadata", "hypothesis")
 PROOF = "tests/fixes/test_proofs.py::test_bug_is_there_without_and_gone_with_the_fix_exactly_in_its_range"
 STAYS = "tests/fixes/test_proofs.py::test_bug_that_stays_is_there_exactly_in_its_range"
 LIVE = "tests/fixes/test_proofs.py::test_live_status_applies_what_is_in_range_and_nothing_else"
@@ -80,7 +85,7 @@ def tests(session: nox.Session) -> None:
     busiest = max(edges, key=lambda version: sum(edges[version].values()))
     newest_affected = {id: version for version, fixes in edges.items() for id in fixes if fixes[id]}
     wheel = build_wheel(session)
-    session.install("pytest", "pip", "build", "uv", "packaging", "importlib-metadata")
+    session.install(*TEST_TOOLS)
     session.install("--no-deps", "--reinstall", str(wheel))
     site = environments.torch("2.10.0").joinpath("lib", f"python{sys.version_info[0]}.{sys.version_info[1]}")
     session.env["FORWARDFIX_TORCH_SITE"] = str(site / "site-packages")
@@ -134,6 +139,33 @@ def compare(session: nox.Session) -> None:
         # 1 says that there are differences: whether they are explained, the summary says.
         session.run("python", "tests/compare/run.py", f"--python={python}", f"--out={folder}", success_codes=[0, 1])
     session.run("python", "tests/compare/summarise.py", str(folder), str(COMPARISON))
+
+
+@nox.session
+def trust(session: nox.Session) -> None:
+    """Run the tests marked ``row`` on every CPython that is here, and write docs/compatibility.md from the results."""
+    wheel = build_wheel(session)
+    found = {version: environments.interpreter(version) for version in ALL_PYTHON}
+    pythons: dict[str, str | None] = dict.fromkeys(ALL_PYTHON)
+    runs = {}
+    for version, interpreter in found.items():
+        if interpreter is None:
+            session.log(f"Python {version} is not on this machine: not tested")
+            continue
+        python = environments.without_torch(interpreter, wheel, *TEST_TOOLS)
+        rows = Path(session.create_tmp()).resolve() / f"rows-{version}.json"
+        # Not `python -m pytest`: the working directory would come before the wheel. 1 says that tests failed.
+        command = (str(python.with_name("pytest")), *PYTEST[1:], "-m", "row", f"--rows={rows}")
+        session.run(*command, "tests/unit", "tests/install", external=True, success_codes=[0, 1])
+        runs[version] = json.loads(rows.read_text("utf-8"))
+        ask = "import platform; print(platform.python_version())"
+        pythons[version] = str(session.run(str(python), "-c", ask, external=True, silent=True)).strip()
+    results = compatibility_page.merge(runs, pythons)
+    compatibility_page.RESULTS.write_text(compatibility_page.dump(results), encoding="utf-8")
+    compatibility_page.PAGE.write_text(compatibility_page.page(results), encoding="utf-8")
+    failed = [row["text"] for row in results["rows"] if "failed" in row["outcomes"].values()]
+    if failed:
+        session.error(f"does not hold everywhere: {'; '.join(failed)}")
 
 
 @nox.session

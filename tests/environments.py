@@ -65,8 +65,37 @@ def with_wheel(base: Path, wheel: Path, *more: str) -> Path:
     return _python(folder)
 
 
-def _venv(folder: Path) -> None:
-    subprocess.run([uv(), "venv", "--quiet", "--clear", f"--python={sys.executable}", str(folder)], check=True)
+def without_torch(interpreter: str, wheel: Path, *more: str) -> Path:
+    """Return the Python of a fresh environment of ``interpreter`` with the wheel and ``more`` packages."""
+    folder = ROOT / f"{Path(interpreter).name}-without-torch"
+    _venv(folder, interpreter)
+    _install(folder, *more)
+    _install(folder, "--no-deps", str(wheel))
+    return _python(folder)
+
+
+def interpreter(version: str) -> str | None:
+    """Return a CPython of this version, 3.12 say, that is on this machine: on PATH, of pyenv, or of uv."""
+    name = f"python{version}"
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"), "versions")
+    candidates = [name, *sorted(map(str, pyenv.glob(f"{version}.*/bin/{name}")))]
+    managed = [uv(), "python", "find", "--no-project", "--managed-python", version]
+    found = subprocess.run(managed, capture_output=True, text=True)
+    candidates += [found.stdout.strip()] if found.returncode == 0 else []
+    for candidate in candidates:
+        # pyenv puts scripts on PATH that fail for the versions that are not selected.
+        ask = "import platform, sys; print(platform.python_implementation(), sys.executable)"
+        try:
+            answer = subprocess.run([candidate, "-c", ask], capture_output=True, text=True).stdout.strip()
+        except OSError:
+            continue
+        if answer.startswith("CPython "):
+            return answer.removeprefix("CPython ")
+    return None
+
+
+def _venv(folder: Path, python: str = sys.executable) -> None:
+    subprocess.run([uv(), "venv", "--quiet", "--clear", f"--python={python}", str(folder)], check=True)
 
 
 def _install(folder: Path, *arguments: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Collection, Sequence
+from copy import copy
 from importlib.abc import Loader
 from importlib.machinery import ExtensionFileLoader, ModuleSpec, SourceFileLoader, SourcelessFileLoader
 from threading import get_ident
@@ -73,17 +74,28 @@ def _unseen(function: Any) -> Any:
 def _hook(spec: ModuleSpec, callback: Callback) -> None:
     loader = spec.loader
     if isinstance(loader, _OWN_LOADER) and "exec_module" not in vars(loader):
-        original = loader.exec_module
-
-        @_unseen
-        def exec_module(module: ModuleType) -> None:
-            vars(loader).pop("exec_module", None)
-            original(module)
-            _announce(module, callback)
-
-        vars(loader)["exec_module"] = exec_module
+        vars(loader)["exec_module"] = _ExecModule(loader, callback)
     else:
         spec.loader = _LoaderProxy(loader, callback)
+
+
+class _ExecModule:
+    """Takes the place of a loader's own ``exec_module``, once."""
+
+    def __init__(self, loader: Any, callback: Callback) -> None:
+        self._loader = loader
+        self._exec_module = loader.exec_module
+        self._callback = callback
+
+    @_unseen
+    def __call__(self, module: ModuleType) -> None:
+        vars(self._loader).pop("exec_module", None)
+        self._exec_module(module)
+        _announce(module, self._callback)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Copied or pickled, the loader is one that nobody hooked.
+        return getattr, (self._loader, "exec_module")
 
 
 class _LoaderProxy(Loader):
@@ -95,6 +107,9 @@ class _LoaderProxy(Loader):
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return copy, (self._loader,)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         create: Callable[[ModuleSpec], ModuleType | None] = self._loader.create_module

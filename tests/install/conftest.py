@@ -166,3 +166,47 @@ def torch_venv(make_venv, wheel):
     made.install("pip", wheel)
     (made.site / "torch_site.pth").write_text(f"{site}\n")
     return made
+
+
+# The modules of a package that calls itself torch, and a distribution with a fix for two of them.
+TORCH_LIKE = {
+    "torch/__init__.py": """
+import os
+from .version import __version__
+if "START_A_THREAD" in os.environ:
+    from importlib import import_module
+    from threading import Thread
+    thread = Thread(target=import_module, args=["torch._dynamo"])
+    thread.start()
+    thread.join()
+""",
+    "torch/version.py": "__version__ = '1.13.0'\n",
+    "torch/_dynamo/__init__.py": "import time\ntime.sleep(0.05)\ndef f():\n    return 'plain'\n",
+    "torch/_inductor/__init__.py": "raise ValueError('a torch that is broken')\n",
+    "plug.py": """
+from torch_forwardfix import Fix
+from torch_forwardfix.patching import wrap
+def apply(module):
+    wrap(module, "f", lambda original: lambda: original() + " and fixed")
+FIX = Fix(id="plugged", title="f is plain", kind="crash", upstream=(), affects={"torch": ">=1.dev0"}, fixed_in=None,
+          targets=("torch._dynamo:f", "torch._inductor:f"), changes_codegen=False,
+          is_present=lambda module: module.__name__ == "torch._dynamo", apply=apply, reproduce=lambda: None)
+""",
+    "plug-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: plug\nVersion: 1.0\n",
+    "plug-1.0.dist-info/entry_points.txt": "[torch_forwardfix.fixes]\nplugged = plug:FIX\n",
+}
+
+
+def add_torch_like(venv):
+    for file, text in TORCH_LIKE.items():
+        (venv.site / file).parent.mkdir(parents=True, exist_ok=True)
+        (venv.site / file).write_text(text)
+
+
+@pytest.fixture(scope="session")
+def fixing_venv(make_venv, wheel):
+    """An environment with the wheel where `torch._dynamo.f()` needs a fix, for tests that change nothing in it."""
+    made = make_venv()
+    made.install("pip", wheel)
+    add_torch_like(made)
+    return made

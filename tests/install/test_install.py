@@ -1,5 +1,4 @@
 import json
-import shutil
 import sys
 
 import pytest
@@ -47,6 +46,7 @@ def fake_torch(venv, **files):
         (venv.site / "torch" / f"{name}.py").write_text(text)
 
 
+@pytest.mark.row("Installation", "{installer}, install: armed")
 def test_armed(venv):
     assert out(venv, "-c", ARMED) == "True"
     assert report(venv)["active"] is True
@@ -59,22 +59,6 @@ def test_one_more_module(venv, make_venv):
     assert after - before == {"torch_forwardfix"}
 
 
-@pytest.mark.parametrize("options", [("-W", "error", "-X", "dev"), ("-I",), ("-O",), ("-OO",), ("-B",)], ids="".join)
-def test_silent_and_armed(venv, options):
-    assert silent(venv, *options)
-    assert out(venv, *options, "-c", ARMED) == "True"
-
-
-def test_silent_and_armed_in_c_locale(venv):
-    assert silent(venv, LC_ALL="C")
-    assert out(venv, "-c", ARMED, LC_ALL="C") == "True"
-
-
-def test_without_site(venv):
-    assert silent(venv, "-S")
-    assert out(venv, "-S", "-c", OURS) == ""
-
-
 def test_switched_off(venv):
     assert silent(venv, TORCH_FORWARDFIX="0")
     assert out(venv, "-c", ARMED, TORCH_FORWARDFIX="0") == "False"
@@ -83,6 +67,10 @@ def test_switched_off(venv):
     assert (switched_off["enabled"], switched_off["active"]) == (False, False)
 
 
+@pytest.mark.row(
+    "Security",
+    "a folder `torch_forwardfix` in the working directory: `python -m torch_forwardfix` is what {installer} installed",
+)
 def test_folder_of_the_same_name(venv, tmp_path):
     (tmp_path / "torch_forwardfix").mkdir()
     for file in ("__init__", "__main__", "cli", "engine"):
@@ -100,19 +88,7 @@ def test_status_without_torch(venv):
     assert venv.run(*STATUS, "--live").stderr == ""
 
 
-def test_site_packages_that_cannot_be_written(own_venv):
-    for cache in list(own_venv.site.rglob("__pycache__")):
-        shutil.rmtree(cache)
-    for folder in [own_venv.site, *own_venv.site.rglob("*")]:
-        if folder.is_dir():
-            (folder / "__pycache__").touch()  # no bytecode can be written, not even by root
-    assert silent(own_venv)
-    assert silent(own_venv, "-W", "error", "-X", "dev")
-    assert out(own_venv, "-c", ARMED) == "True"
-    assert report(own_venv)["active"] is True
-    assert not list(own_venv.site.rglob("*.pyc"))
-
-
+@pytest.mark.row("Installation", "{installer}, uninstall: no file is left, starts are silent")
 def test_uninstall_leaves_nothing(make_venv, wheel, installer):
     venv = make_venv()
     before = foreign_files(venv)
@@ -127,6 +103,7 @@ def test_uninstall_leaves_nothing(make_venv, wheel, installer):
     assert silent(venv, "-W", "error", "-X", "dev")
 
 
+@pytest.mark.row("Installation", "{installer}, reinstall: armed, no file added or lost")
 def test_reinstall(make_venv, wheel, installer):
     venv = make_venv()
     venv.install(installer, wheel)
@@ -139,6 +116,7 @@ def test_reinstall(make_venv, wheel, installer):
     assert not leftovers(venv)
 
 
+@pytest.mark.row("Installation", "editable install: silent, not active, and `status` says so")
 def test_editable_install_is_inactive(make_venv, copy_source):
     venv = make_venv()
     venv.install("pip", "-e", copy_source())
@@ -152,6 +130,7 @@ def test_editable_install_is_inactive(make_venv, copy_source):
     assert venv.run(*STATUS, "--check", check=False).returncode == 1
 
 
+@pytest.mark.row("Installation", "`pip install --target`: silent, not active; `activate()` arms it")
 def test_target_install_needs_activate(make_venv, wheel, tmp_path):
     venv = make_venv()
     venv.install("pip", "--target", tmp_path, wheel)
@@ -163,6 +142,7 @@ def test_target_install_needs_activate(make_venv, wheel, tmp_path):
     assert report(venv, **path)["active"] is False
 
 
+@pytest.mark.row("Faults", "a torch without its compiler: errors are Python's own")
 def test_torch_without_its_compiler(own_venv):
     fake_torch(own_venv, __init__="from .version import __version__\n", version="__version__ = '2.10.0'\n")
     assert out(own_venv, "-c", "import torch; print(torch.__version__)") == "2.10.0"
@@ -175,6 +155,7 @@ def test_torch_without_its_compiler(own_venv):
     assert "torch_forwardfix" not in plain
 
 
+@pytest.mark.row("Faults", "a torch without `version.py`: imports as ever")
 def test_torch_without_version_file(own_venv):
     fake_torch(own_venv, __init__="")
     assert out(own_venv, "-c", "import torch; print('fine')") == "fine"

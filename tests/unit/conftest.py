@@ -26,7 +26,9 @@ class Sandbox:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
 
-    def run(self, *arguments: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *arguments: str, env: Mapping[str, str] | None = None, timeout: float = 60
+    ) -> subprocess.CompletedProcess[str]:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("TORCH")}
         path = [str(self.tree), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
         return subprocess.run(
@@ -35,7 +37,7 @@ class Sandbox:
             env={**inherited, "PYTHONPATH": os.pathsep.join(path), **(env or {})},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=timeout,
         )
 
     def ask(self, code: str, env: Mapping[str, str] | None = None) -> Any:

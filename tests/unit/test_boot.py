@@ -17,12 +17,14 @@ def armed(): return sum(finder is torch_forwardfix.watcher for finder in sys.met
 """
 
 
+@pytest.mark.row("Start-up", "`init()` called twice: armed once")
 def test_arming_twice_arms_once(sandbox) -> None:
     code = "torch_forwardfix.init()\ntorch_forwardfix.init()\n"
     code += "say(armed(), sys.meta_path[0] is torch_forwardfix.watcher)"
     assert sandbox.ask(DISARM + code) == [1, True]
 
 
+@pytest.mark.row("Start-up", "`TORCH_FORWARDFIX` set to 0, off, false or no: not armed; any other value: armed")
 @pytest.mark.parametrize(
     ("value", "armed"),
     [
@@ -45,6 +47,7 @@ def test_switch_decides_over_arming(sandbox, value: str, armed: int) -> None:
     assert sandbox.ask(code, env={"TORCH_FORWARDFIX": value}) == [armed]
 
 
+@pytest.mark.row("Start-up", "one module is loaded, nothing else is imported")
 def test_import_and_arming_load_one_module(sandbox) -> None:
     code = f"""
 import json, os, sys
@@ -59,12 +62,14 @@ print(json.dumps(sorted(set(sys.modules) - before)))
     assert json.loads(process.stdout) == ["torch_forwardfix"]
 
 
+@pytest.mark.row("Start-up", "nothing is printed")
 def test_arming_prints_nothing(sandbox) -> None:
     code = "import torch_forwardfix; torch_forwardfix.init()"
     process = sandbox.run("-c", code, env={"TORCH_FORWARDFIX": "nonsense"})
     assert (process.returncode, process.stdout, process.stderr) == (0, "", "")
 
 
+@pytest.mark.row("Start-up", "`import torch` alone loads nothing more of ours")
 def test_torch_alone_loads_no_engine(torch_tree) -> None:
     code = "torch_forwardfix.init()\nimport torch\nsay(armed(), 'torch_forwardfix.engine' in sys.modules)"
     assert torch_tree.ask(DISARM + code) == [1, False]
@@ -81,6 +86,7 @@ def test_arming_after_the_engine_has_taken_over_does_nothing(torch_tree) -> None
     assert torch_tree.ask(DISARM + code) == [0]
 
 
+@pytest.mark.row("Security", "a folder `torch_forwardfix` put on `sys.path` later: what was installed is loaded")
 def test_folder_of_our_name_cannot_hijack_the_engine(torch_tree) -> None:
     stray = torch_tree.cwd / "stray" / "torch_forwardfix"
     stray.mkdir(parents=True)
@@ -115,6 +121,7 @@ before = others()
 """
 
 
+@pytest.mark.row("Faults", "our own files are gone: torch imports, one warning says why")
 def test_engine_that_cannot_be_imported_costs_one_warning(torch_tree) -> None:
     code = """
 import logging
@@ -133,6 +140,7 @@ say(lines, armed(), len(before) >= 5, others() == before)
     assert rest == [0, True, True]
 
 
+@pytest.mark.row("Start-up", "other finders on `sys.meta_path` stay in their places")
 @pytest.mark.parametrize("version", ["2.10.0", "1.13.0"])
 def test_other_finders_stay_in_their_places(torch_tree, version: str) -> None:
     torch_tree.write({"torch/version.py": f"__version__ = {version!r}\n"})

@@ -191,6 +191,9 @@ def test_decorator_of_the_standard_library_is_not_foreign(engine) -> None:
     assert engine.ask(IMPORT_ONE + "say(state()[0])") == ["applied"]
 
 
+@pytest.mark.row(
+    "A module that is patched", "half initialised when we are activated: not touched, and reported as missed"
+)
 def test_module_that_had_begun_to_load_is_missed(engine) -> None:
     engine.plug("fix()")
     engine.sandbox.write({"torch/_dynamo/one.py": "import torch_forwardfix\ntorch_forwardfix.activate()\n" + MODULE})
@@ -381,6 +384,7 @@ def test_unknown_id_is_logged_once(engine) -> None:
     assert "'nonsense'" in lines[0][1]
 
 
+@pytest.mark.row("A module that is patched", "loaded before we are activated: patched then")
 def test_late_activation_patches_what_is_loaded(engine) -> None:
     engine.plug("fix(targets=BOTH)")
     code = "disarm()\n" + IMPORT_ONE + "before = one.f()\ntorch_forwardfix.activate()\nbetween = one.f()\n"

@@ -1,0 +1,76 @@
+"""What the tests marked ``row`` showed, on every CPython: tests/trust.json, and the page that is made from it.
+
+``python tests/compatibility_page.py`` writes docs/compatibility.md anew.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "tests" / "trust.json"
+PAGE = ROOT / "docs" / "compatibility.md"
+
+HEAD = """\
+# Compatibility
+
+What tests promise about the behaviour of torch-forwardfix in a Python environment, and on which Python each of them was
+seen to hold. `nox --session trust` runs the tests and writes this page, and `tests/trust.json` with the same results.
+
+✓ holds, ✗ does not hold, — was not tested there; the note says why.
+"""
+
+
+def merge(runs: Mapping[str, Sequence[Mapping[str, str]]], pythons: Mapping[str, str | None]) -> dict[str, Any]:
+    """Merge the rows of one run for each Python. ``pythons`` are the full versions, None where there is none."""
+    merged: dict[tuple[str, str], dict[str, str]] = {}
+    for rows in runs.values():
+        for row in rows:
+            outcome = f"{row['outcome']}: {row['reason']}" if row["reason"] else row["outcome"]
+            merged.setdefault((row["section"], row["text"]), {})[row["python"]] = outcome
+    # Rows of a section may come from several files; sections stay in the order of their first row.
+    order = list(dict.fromkeys(section for section, _ in merged))
+    rows = [{"section": section, "text": text, "outcomes": merged[section, text]} for section, text in merged]
+    return {"pythons": dict(pythons), "rows": sorted(rows, key=lambda row: order.index(row["section"]))}
+
+
+def dump(results: Mapping[str, Any]) -> str:
+    """One line for each row, so that a change of one is a change of one line."""
+    rows = ",\n".join(f" {json.dumps(row, ensure_ascii=False)}" for row in results["rows"])
+    return f'{{"pythons": {json.dumps(results["pythons"])},\n"rows": [\n{rows}\n]}}\n'
+
+
+def page(results: Mapping[str, Any]) -> str:
+    pythons: dict[str, str | None] = results["pythons"]
+    notes: dict[str, int] = {}
+    parts = [HEAD, _tested(pythons)]
+    for section, rows in groupby(results["rows"], key=lambda row: row["section"]):
+        table = [f"| | {' | '.join(pythons)} |", f"|---|{':-:|' * len(pythons)}"]
+        table += [
+            f"| {row['text']} | {' | '.join(_cell(row['outcomes'].get(python), notes) for python in pythons)} |"
+            for row in rows
+        ]
+        parts.append(f"## {section}\n\n" + "\n".join(table) + "\n")
+    if notes:
+        parts.append("## Notes\n\n" + "".join(f"{number}. {note}\n" for note, number in notes.items()))
+    return "\n".join(parts)
+
+
+def _tested(pythons: Mapping[str, str | None]) -> str:
+    tested = ", ".join(full for full in pythons.values() if full)
+    missing = ", ".join(python for python, full in pythons.items() if not full)
+    return f"Tested on CPython {tested}." + (f" Not tested: {missing}.\n" if missing else "\n")
+
+
+def _cell(outcome: str | None, notes: dict[str, int]) -> str:
+    state, _, reason = (outcome or "").partition(": ")
+    note = f" <sup>{notes.setdefault(reason, len(notes) + 1)}</sup>" if reason else ""
+    return {"passed": "✓", "failed": "✗"}.get(state, "—") + note
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(json.loads(RESULTS.read_text("utf-8"))), encoding="utf-8")
