@@ -63,7 +63,9 @@ def page(results: Mapping[str, Any]) -> str:
 def _tested(pythons: Mapping[str, str | None]) -> str:
     tested = ", ".join(full for full in pythons.values() if full)
     missing = ", ".join(python for python, full in pythons.items() if not full)
-    return f"Tested on CPython {tested}." + (f" Not tested: {missing}.\n" if missing else "\n")
+    return f"Tested on CPython {tested}." + (
+        f" Not tested, as there was none to be had: {missing}.\n" if missing else "\n"
+    )
 
 
 def _cell(outcome: str | None, notes: dict[str, int]) -> str:

@@ -109,6 +109,7 @@ class _LoaderProxy(Loader):
         return getattr(self._loader, name)
 
     def __reduce__(self) -> tuple[Any, ...]:
+        # Copied or pickled, it is the loader that it stands for.
         return copy, (self._loader,)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:

@@ -145,7 +145,10 @@ print(len(seen), *set(seen))
     check(fixing_venv, "-W", "error", "-c", code, said=f"16 {FIXED}")
 
 
-@process_row("a thread started in torch's `__init__` imports torch's compiler: does not hang, fixes are applied")
+@process_row(
+    "a thread started in torch's `__init__` imports torch's compiler: fixes are applied, no hang where Python alone "
+    "does not hang (python/cpython#83065)"
+)
 def test_thread_of_a_torch_that_is_loading(fixing_venv):
     program = f"import faulthandler; faulthandler.dump_traceback_later(10, exit=True); import torch; {CALL}"
     thread = {"START_A_THREAD": "1"}

@@ -50,7 +50,7 @@ def test_rows_of_all_pythons_are_merged_and_printed():
     results = compatibility.merge(runs, {"3.10": "3.10.13", "3.11": "3.11.7", "3.12": None})
     assert json.loads(compatibility.dump(results)) == results
     head, *sections = compatibility.page(results).split("## ")
-    assert head.endswith("Tested on CPython 3.10.13, 3.11.7. Not tested: 3.12.\n\n")
+    assert head.endswith("Tested on CPython 3.10.13, 3.11.7. Not tested, as there was none to be had: 3.12.\n\n")
     assert sections == [
         "Imports\n\n| | 3.10 | 3.11 | 3.12 |\n|---|:-:|:-:|:-:|\n"
         "| a zipped module | ✓ | — <sup>1</sup> | — |\n| a frozen one | — | ✓ | — |\n\n",

@@ -480,7 +480,11 @@ thread.join()
 """
 
 
-@thread_row("a thread started in a package's `__init__` imports a submodule: patched, and does not hang")
+# From python/cpython#83065 on Python locks parents before their children, and hangs there without us.
+@thread_row(
+    "a thread started in a package's `__init__` imports a submodule: patched, no hang where Python alone does not hang "
+    "(python/cpython#83065)"
+)
 def test_thread_of_a_parent_that_is_loading_can_import_its_child(sandbox) -> None:
     sandbox.write({"par/__init__.py": PARENT, "par/child.py": "value = 1\n"})
     try:
