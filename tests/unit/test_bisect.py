@@ -233,7 +233,8 @@ def test_a_wrong_setting_is_named(bisect) -> None:
 
 
 def test_a_hook_that_is_not_armed_is_told(bisect, torch_tree) -> None:
-    torch_tree.write({"sitecustomize.py": ""})
+    disarm = "sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not torch_forwardfix.watcher]"
+    torch_tree.write({"sitecustomize.py": f"import sys, torch_forwardfix\n{disarm}\n"})
     assert "the hook is not active in this interpreter: " in bisect("sys.exit(not c())").stdout
 
 
