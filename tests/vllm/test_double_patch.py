@@ -14,6 +14,7 @@ SHARED = {
     "aot-builtins": "torch._dynamo.convert_frame:GraphCaptureOutput.get_runtime_env",
     "fx-strides-opaque": "torch._inductor.lowering:constrain_to_fx_strides",
     "fxgraph-cache-valueerror": "torch._inductor.codecache:FxGraphCachePickler.dumps",
+    "pattern-custom-op-dtype": "torch._inductor.pattern_matcher:fallback_node_due_to_unsupported_type",
 }
 
 THEIRS = """
@@ -27,6 +28,8 @@ def live(target):
 
 def theirs():
     import vllm.env_override
+    # Finders of vLLM's patch some modules when they are loaded.
+    import torch._inductor.compile_fx, torch._inductor.pattern_matcher
     getattr(vllm.env_override, "_apply_constrain_to_fx_strides_patch", lambda: None)()
 
 def answer(shared, ids):
