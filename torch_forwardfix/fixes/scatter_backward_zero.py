@@ -28,7 +28,8 @@ _CLONE = "clone_preserve_strides"
 
 
 def is_present(module: ModuleType) -> bool | str:
-    lookup(module, _CLONE)
+    if list(inspect.signature(lookup(module, _CLONE)).parameters) != ["x"]:
+        return f"{_CLONE} no longer takes a tensor alone"
     return bool(_unguarded_kernels())
 
 
