@@ -33,13 +33,13 @@ def read(ids: Collection[str], environ: Mapping[str, str] = os.environ) -> Setti
     strict = _word(environ, STRICT)
     for name, value in ((SWITCH, switch), (STRICT, strict)):
         if value not in _OFF + _ON:
-            problems.append(f"{name}={environ[name]} is ignored: it takes 0 or 1")
+            problems.append(f"{name}={_in_one_line(environ[name])} is ignored: it takes 0 or 1")
     disabled = {id: f"{DISABLE} names it" for id in _known_ids(environ, DISABLE, ids, problems)}
     only = _known_ids(environ, ONLY, ids, problems)
     if only:
         disabled.update({id: f"{ONLY} does not name it" for id in ids if id not in only})
     if switch in _OFF:
-        disabled = {id: f"{SWITCH}={environ[SWITCH]}" for id in ids}
+        disabled = {id: f"{SWITCH}={_in_one_line(environ[SWITCH])}" for id in ids}
     return Settings(switch not in _OFF, strict in _ON[1:], disabled, tuple(problems))
 
 
@@ -47,8 +47,12 @@ def _word(environ: Mapping[str, str], name: str) -> str:
     return environ.get(name, "").strip().lower()
 
 
+def _in_one_line(value: str) -> str:
+    return value if value.isprintable() else repr(value)
+
+
 def _known_ids(environ: Mapping[str, str], name: str, ids: Collection[str], problems: list[str]) -> list[str]:
-    named = [id.strip() for id in environ.get(name, "").split(",") if id.strip()]
+    named = dict.fromkeys(id.strip() for id in environ.get(name, "").split(",") if id.strip())
     problems += [f"{name} names {unknown_id(id, ids)}; it is ignored" for id in named if id not in ids]
     return [id for id in named if id in ids]
 
