@@ -1,5 +1,5 @@
-"""Sessions: ``tests`` is what CI runs; ``matrix``, ``evidence``, ``compare`` and ``demo`` work on more releases, and
-``trust`` on more Pythons.
+"""Sessions: ``tests`` is what CI runs; ``matrix``, ``evidence``, ``compare`` and ``demo`` work on more releases,
+``trust`` on more Pythons, and ``installs`` on the ways of installing that take long.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def tests(session: nox.Session) -> None:
     session.install("--no-deps", "--reinstall", str(wheel))
     site = environments.torch("2.10.0").joinpath("lib", f"python{sys.version_info[0]}.{sys.version_info[1]}")
     session.env["FORWARDFIX_TORCH_SITE"] = str(site / "site-packages")
-    session.run(*PYTEST, "tests/unit", "tests/install", *session.posargs)
+    session.run(*PYTEST, "-m", "not slow", "tests/unit", "tests/install", *session.posargs)
     for version, fixes in edges.items():
         stays = {id for id in fixes if Path("torch_forwardfix", "unfixed", f"{id.replace('-', '_')}.py").exists()}
         proofs = [f"{STAYS if id in stays else PROOF}[{id}]" for id in fixes]
@@ -169,6 +169,13 @@ def trust(session: nox.Session) -> None:
     failed = [row["text"] for row in results["rows"] if "failed" in row["outcomes"].values()]
     if failed:
         session.error(f"does not hold everywhere: {'; '.join(failed)}")
+
+
+@nox.session
+def installs(session: nox.Session) -> None:
+    """The ways of installing that take long: PEX and PyInstaller."""
+    session.install(*TEST_TOOLS)
+    session.run(*PYTEST, "-m", "slow", "tests/install", *session.posargs)
 
 
 @nox.session

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,6 +111,20 @@ def wheel(built):
     return built.wheel
 
 
+OTHER_VERSION = "99.0"
+
+
+@pytest.fixture(scope="session")
+def other_wheel(copy_source):
+    """The same package under a later version, with one more file."""
+    folder = copy_source()
+    (folder / "torch_forwardfix" / "_version.py").write_text(f'__version__ = "{OTHER_VERSION}"\n')
+    (folder / "torch_forwardfix" / "later.py").write_text("")
+    call(sys.executable, "-m", "build", "--wheel", cwd=folder)
+    (wheel,) = (folder / "dist").glob("*.whl")
+    return wheel
+
+
 @pytest.fixture(scope="session")
 def dependencies(tmp_path_factory):
     """The dependencies but torch, as wheels."""
@@ -119,11 +134,14 @@ def dependencies(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def make_venv(tmp_path_factory, dependencies):
-    cache = tmp_path_factory.mktemp("uv-cache")
+def uv_cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("uv-cache")
 
+
+@pytest.fixture(scope="session")
+def make_venv(tmp_path_factory, dependencies, uv_cache):
     def make():
-        venv = Venv(tmp_path_factory.mktemp("venv"), cache)
+        venv = Venv(tmp_path_factory.mktemp("venv"), uv_cache)
         call(sys.executable, "-m", "venv", "--without-pip", venv.folder, cwd=venv.folder)
         venv.install("pip", *dependencies)
         # From Python 3.13 on, the first .pth file, whosever it is, makes site import encodings.utf_8_sig (3 % of a
@@ -195,6 +213,19 @@ FIX = Fix(id="plugged", title="f is plain", kind="crash", upstream=(), affects={
     "plug-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: plug\nVersion: 1.0\n",
     "plug-1.0.dist-info/entry_points.txt": "[torch_forwardfix.fixes]\nplugged = plug:FIX\n",
 }
+
+
+def torch_like_wheels(folder):
+    """The same as two wheels, ``torch`` and ``plug``."""
+    for name, version in ("torch", "1.13.0"), ("plug", "1.0"):
+        info = f"{name}-{version}.dist-info"
+        files = {file: text for file, text in TORCH_LIKE.items() if file.startswith(name)}
+        files.setdefault(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        files[f"{info}/WHEEL"] = "Wheel-Version: 1.0\nGenerator: hand\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        files[f"{info}/RECORD"] = "".join(f"{file},,\n" for file in (*files, f"{info}/RECORD"))
+        with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as archive:
+            for file, text in files.items():
+                archive.writestr(file, text)
 
 
 def add_torch_like(venv):
