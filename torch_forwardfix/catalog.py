@@ -26,17 +26,24 @@ class Catalog:
 
 
 def load() -> Catalog:
-    """Load every fix. A file or plug-in that fails is one row of ``broken`` and costs no other fix."""
+    """Load every fix. A file or plug-in that fails is one row of ``broken`` and costs no other fix.
+
+    Files that are all gone are one row as well: freezers leave out what no import names.
+    """
     found: dict[str, Fix] = {}
     broken: dict[str, Outcome] = {}
-    for file in sorted(pkgutil.iter_modules(fixes.__path__), key=lambda file: file.name):
+    files = sorted(pkgutil.iter_modules(fixes.__path__), key=lambda file: file.name)
+    if not files:
+        reason = "not one is there: PyInstaller needs --collect-all torch_forwardfix; elsewhere, reinstall"
+        broken["built-in fixes"] = Outcome("failed", reason)
+    for file in files:
         name = file.name.replace("_", "-")
         try:
             fix = import_module(f"{fixes.__name__}.{file.name}").FIX
             if fix.id != name:
                 raise ValueError(f"fixes/{file.name}.py holds {fix.id!r}")
             found[name] = fix
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             broken[name] = Outcome("failed", f"cannot be loaded: {type(error).__name__}: {error}")
     try:
         plugins = _plugins()

@@ -92,6 +92,8 @@ def collect(*, live: bool = False) -> Report:
         outcome = engine.outcome_of(plan, id)
         if outcome.state == "waiting" and outcome.module in unloadable:
             outcome = Outcome("waiting", f"{outcome.module} cannot be imported: {unloadable[outcome.module]}")
+        elif outcome.state == "waiting" and not active:
+            outcome = _missed(plan.fixes[id]) or outcome
         rows.append(_row(id, plan.fixes.get(id), outcome))
     return Report(
         version=__version__,
@@ -104,6 +106,14 @@ def collect(*, live: bool = False) -> Report:
         fixes=rows,
         unfixed=[_unfixed_row(bug) for bug in catalog.unfixed(plan.fixes).values()],
     )
+
+
+def _missed(fix: Fix) -> Outcome | None:
+    for name in fix.modules:
+        if name in sys.modules:
+            reason = f"{name} was loaded while the hook was not active; torch_forwardfix.activate() patches it"
+            return Outcome("missed", reason, name)
+    return None
 
 
 def _load_targets() -> dict[str, str]:

@@ -23,7 +23,7 @@ import json, sys
 
 def main():
     ours = sys.modules.get("torch_forwardfix")
-    armed = bool(ours and ours.watcher in sys.meta_path)
+    armed = sys.meta_path.count(ours.watcher) if ours else 0
     import torch_forwardfix
     torch_forwardfix.activate()
     import torch._dynamo
@@ -238,22 +238,22 @@ def bare(tmp_path_factory):
     return made
 
 
-def check_program(*command, armed, cwd):
-    done = call(*command, cwd=cwd)
+def check_program(*command, armed, cwd, **extra):
+    done = call(*command, cwd=cwd, **extra)
     assert json.loads(done.stdout) == [armed, *FIXED]
     assert done.stderr == ""
 
 
 @row("`pip install --target`: fixes are applied after `activate()`")
 def test_target(bundle, bare, tmp_path):
-    check_program(bare.python, bundle / "program.py", armed=False, cwd=tmp_path)
+    check_program(bare.python, bundle / "program.py", armed=0, cwd=tmp_path)
 
 
 @row("zipapp: not active; fixes are applied after `activate()`")
 def test_zipapp(bundle, bare, tmp_path):
     call(sys.executable, "-m", "zipapp", bundle, "-m", "program:main", "-o", tmp_path / "app.pyz", cwd=tmp_path)
     shutil.rmtree(bundle)
-    check_program(bare.python, tmp_path / "app.pyz", armed=False, cwd=tmp_path)
+    check_program(bare.python, tmp_path / "app.pyz", armed=0, cwd=tmp_path)
 
 
 def tool(make_venv, name, *wheels):
@@ -269,22 +269,39 @@ def tool(make_venv, name, *wheels):
 
 
 @pytest.mark.slow
-@row("PEX, laid out as {layout}: not active; fixes are applied after `activate()`")
+@row("PEX, laid out as {layout}: armed, as PEX reads `.pth` files, and fixes are applied")
 @pytest.mark.parametrize("layout", ["zipapp", "packed", "loose"])
 def test_pex(make_venv, wheelhouse, bare, tmp_path, layout):
     made = tool(make_venv, "pex")
     (tmp_path / "program.py").write_text(PROGRAM)
-    made.run("-m", "pex", "torch-forwardfix", "plug", "--no-index", "--find-links", wheelhouse, "--layout", layout,
-             "--python", bare.python, "--exe", tmp_path / "program.py", "-o", tmp_path / "app.pex",
-             PEX_ROOT=str(tmp_path / "root"))  # fmt: skip
-    check_program(bare.python, tmp_path / "app.pex", armed=False, cwd=tmp_path)
+    # Pre-resolved, as PEX would fetch a pip of its own to resolve anything.
+    made.run("-m", "pex", "torch-forwardfix", "plug", "--pre-resolved-dists", wheelhouse, "--layout", layout,
+             "--exe", tmp_path / "program.py", "-o", tmp_path / "app.pex", PEX_ROOT=str(tmp_path / "root"))  # fmt: skip
+    check_program(bare.python, tmp_path / "app.pex", armed=1, cwd=tmp_path, PEX_ROOT=str(tmp_path / "root"))
+
+
+@pytest.fixture
+def freeze(make_venv, wheelhouse, wheel, tmp_path):
+    made = tool(make_venv, "pyinstaller", wheel, *wheelhouse.glob("torch-1*.whl"), *wheelhouse.glob("plug*.whl"))
+    (tmp_path / "program.py").write_text(PROGRAM)
+
+    def run(*options):
+        options = ("--log-level", "WARN", "--noconfirm", "--copy-metadata", "plug", "--hidden-import", "plug", *options)
+        made.run("-m", "PyInstaller", *options, tmp_path / "program.py", cwd=tmp_path)
+        return tmp_path / "dist" / "program" / "program"
+
+    return run
 
 
 @pytest.mark.slow
 @row("PyInstaller with `--collect-all torch_forwardfix`: not active; fixes are applied after `activate()`")
-def test_pyinstaller(make_venv, wheelhouse, wheel, tmp_path):
-    made = tool(make_venv, "pyinstaller", wheel, *wheelhouse.glob("torch-1*.whl"), *wheelhouse.glob("plug*.whl"))
-    (tmp_path / "program.py").write_text(PROGRAM)
-    options = ("--collect-all", "torch_forwardfix", "--copy-metadata", "plug", "--hidden-import", "plug")
-    made.run("-m", "PyInstaller", "--log-level", "WARN", *options, tmp_path / "program.py", cwd=tmp_path)
-    check_program(tmp_path / "dist" / "program" / "program", armed=False, cwd=tmp_path)
+def test_pyinstaller(freeze, tmp_path):
+    check_program(freeze("--collect-all", "torch_forwardfix"), armed=0, cwd=tmp_path)
+
+
+@pytest.mark.slow
+@row("PyInstaller without that option: our own fixes are left out, and a warning says so")
+def test_pyinstaller_that_was_not_told(freeze, tmp_path):
+    done = call(freeze(), cwd=tmp_path, check=False)
+    assert done.stderr.startswith("built-in fixes: failed: ")
+    assert "--collect-all torch_forwardfix" in done.stderr.splitlines()[0]
