@@ -92,7 +92,7 @@ def collect(*, live: bool = False) -> Report:
         outcome = engine.outcome_of(plan, id)
         if outcome.state == "waiting" and outcome.module in unloadable:
             outcome = Outcome("waiting", f"{outcome.module} cannot be imported: {unloadable[outcome.module]}")
-        elif outcome.state == "waiting" and not active:
+        elif outcome.state == "waiting":
             outcome = _missed(plan.fixes[id]) or outcome
         rows.append(_row(id, plan.fixes.get(id), outcome))
     return Report(
@@ -109,6 +109,8 @@ def collect(*, live: bool = False) -> Report:
 
 
 def _missed(fix: Fix) -> Outcome | None:
+    if watcher in sys.meta_path or engine.current_plan() is not None:
+        return None
     for name in fix.modules:
         if name in sys.modules:
             reason = f"{name} was loaded while the hook was not active; torch_forwardfix.activate() patches it"
