@@ -68,10 +68,16 @@ say(
     compiler_past_us=[] if plan() else compiler,
 )
 if "live" in sys.argv:
-    from torch_forwardfix import report
+    from contextlib import suppress
+    from importlib import import_module
+    from torch_forwardfix import engine, report
+    for name in engine.COMPILER if place else ():
+        with suppress(Exception):
+            import_module(name)
+    # The report then patches what came past us; other programs do not ask for one.
+    past_us = engine.compiler_past_us()
     rows = [(row.id, row.state, row.reason) for row in report.collect(live=True).fixes]
-    compiler = [name for name in ("torch._dynamo", "torch._inductor") if name in sys.modules]
-    say(live=rows, compiler_past_us=[] if plan() else compiler)
+    say(live=rows, compiler_past_us=past_us)
 """
 
 Severity = Literal["wrong", "note"]

@@ -17,6 +17,9 @@ from .hook import PostImportFinder
 
 log = getLogger(__package__)
 
+# The boot waits for these.
+COMPILER = ("torch._dynamo", "torch._inductor")
+
 # A fix with one of these on any of its modules is taken back from all of them, and stays so.
 _NOT_APPLICABLE = ("failed", "drifted", "foreign", "missed")
 # Of a fix with several modules, the outcome that comes first here is that of the whole.
@@ -118,7 +121,7 @@ def activate() -> None:
     """
     if not settings.read(()).enabled:
         return
-    if "torch._dynamo" in sys.modules or "torch._inductor" in sys.modules:
+    if any(name in sys.modules for name in COMPILER):
         finder = take_over()
         if finder not in sys.meta_path and _started["plan"][0].pending:
             sys.meta_path.insert(0, finder)
@@ -136,8 +139,18 @@ def _install(finder: PostImportFinder, *, needed: bool) -> None:
         sys.meta_path = [other for other in sys.meta_path if other is not watcher]
 
 
+def compiler_past_us() -> list[str]:
+    """What is loaded of torch's compiler though the armed hook never saw it: a finder ahead of it asked nobody, say."""
+    if _started or watcher not in sys.meta_path:
+        return []
+    return [name for name in COMPILER if name in sys.modules]
+
+
 def catch_up() -> None:
     """Patch what was loaded before us or past us."""
+    if compiler_past_us():
+        take_over()
+        return
     if not _started:
         return
     plan, finder = _started["plan"]
@@ -154,7 +167,7 @@ def catch_up() -> None:
             if name not in fix.modules or (id, name) in plan.outcomes:
                 continue
             if not half_way:
-                _treat(plan, fix, module)
+                _treat(plan, fix, module, remark=", which was loaded already")
             elif not finder.has_hooked(name):
                 _record(plan, fix, Outcome("missed", f"{name} had begun to load before the hook was there", name))
 
@@ -165,6 +178,9 @@ def _module_loaded(plan: Plan, module: ModuleType) -> None:
     for fix in plan.pending.values():
         if module.__name__ in fix.modules:
             _treat(plan, fix, module)
+    settled = {name for _, name in plan.outcomes}
+    if not settled.issuperset(_started["plan"][1].loaded_past()):
+        catch_up()
 
 
 def _salt(plan: Plan, codecache: ModuleType) -> None:
@@ -199,8 +215,8 @@ def _take_back(plan: Plan, fix: Fix, outcome: Outcome) -> None:
             plan.outcomes[other] = taken_back
 
 
-def _treat(plan: Plan, fix: Fix, module: ModuleType) -> None:
-    """Probe and patch one module for one fix: all of its modules, or none."""
+def _treat(plan: Plan, fix: Fix, module: ModuleType, *, remark: str = "") -> None:
+    """Probe and patch one module for one fix: all of its modules, or none. ``remark`` ends the reason of success."""
     start = perf_counter()
     state: State
     key = (fix.id, module.__name__)
@@ -217,6 +233,7 @@ def _treat(plan: Plan, fix: Fix, module: ModuleType) -> None:
         state, reason = "failed", f"{type(error).__name__}: {error}"
     else:
         plan.undo[key] = undo
+        reason += remark if state == "applied" else ""
     outcome = Outcome(state, reason, module.__name__, perf_counter() - start)
     if state in _NOT_APPLICABLE:
         _take_back(plan, fix, outcome)

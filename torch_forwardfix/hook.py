@@ -53,6 +53,10 @@ class PostImportFinder:
         """Whether ``name`` came by: if it is loading now, there will be a callback."""
         return name in self._hooked
 
+    def loaded_past(self) -> list[str]:
+        """The names that are loaded and never came by: before this finder was there, or a finder before it answered."""
+        return [name for name in self._names - self._hooked if name in sys.modules]
+
     def _ask_the_others(self, name: str, path: Sequence[str] | None, target: ModuleType | None) -> ModuleSpec | None:
         finders = list(sys.meta_path)
         position = next((i for i, finder in enumerate(finders) if finder is self), -1)

@@ -101,13 +101,15 @@ def foreign_owner(function: Any, package: str) -> str | None:
     """Name the module whose code stands where code of ``package`` is expected, or None where all is as expected.
 
     It asks for the globals that the function runs with: ``__module__`` and ``__name__`` are copied by functools.wraps.
+    A proxy, as wrapt makes them, has those of the function that it stands for: its type tells.
     Wrappers of the standard library (``contextlib``, ``functools``) are put there by the package itself.
     """
-    home: str | None = getattr(_plain(function), "__globals__", {}).get("__name__")
-    if home is None:
-        return None
-    top = home.partition(".")[0]
-    return None if top in (package, __package__) or top in sys.stdlib_module_names else home
+    found = _plain(function)
+    for home in (type(found).__module__, getattr(found, "__globals__", {}).get("__name__")):
+        top = (home or "").partition(".")[0]
+        if home and top not in (package, __package__) and top not in sys.stdlib_module_names:
+            return str(home)
+    return None
 
 
 def code_objects(function: Any) -> Iterator[CodeType]:

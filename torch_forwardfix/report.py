@@ -84,9 +84,11 @@ def collect(*, live: bool = False) -> Report:
     unloadable: dict[str, str] = {}
     if live and active and torch_version is not None:
         unloadable = _load_targets()
+    past_us = engine.compiler_past_us()
+    active = active and not past_us
     engine.catch_up()
     plan = engine.current_plan() or engine.make_plan()
-    reasons = [] if active else [_why_inactive(plan.settings)]
+    reasons = [] if active else [_why_inactive(plan.settings, past_us)]
     rows = []
     for id in dict.fromkeys([*plan.fixes, *plan.decided]):
         outcome = engine.outcome_of(plan, id)
@@ -120,7 +122,7 @@ def _missed(fix: Fix) -> Outcome | None:
 
 def _load_targets() -> dict[str, str]:
     errors = {}
-    for name in ("torch._dynamo", "torch._inductor"):
+    for name in engine.COMPILER:
         try:
             import_module(name)
         except Exception as error:
@@ -134,7 +136,12 @@ def _load_targets() -> dict[str, str]:
     return errors
 
 
-def _why_inactive(wishes: settings.Settings) -> str:
+def _why_inactive(wishes: settings.Settings, past_us: list[str]) -> str:
+    if past_us:
+        return (
+            f"{' and '.join(past_us)} was loaded past the hook, before it was armed or by a finder ahead of it; only "
+            "this report made up for it: call torch_forwardfix.activate() after the import"
+        )
     if not wishes.enabled:
         return f"{settings.SWITCH} switches everything off"
     if sys.flags.no_site:

@@ -184,6 +184,18 @@ def test_wrapper_that_copies_the_name_of_the_original_is_still_foreign(engine) -
     assert engine.ask(IMPORT_ONE + "say(one.f(), state())") == ["one", ["foreign", "f was replaced by meddler"]]
 
 
+def test_proxy_that_looks_like_the_original_is_still_foreign(engine) -> None:
+    engine.plug("fix()")
+    proxy = "class Proxy:\n    def __init__(self, f): self.__globals__ = f.__globals__\n"
+    engine.sandbox.write(
+        {"meddler.py": proxy, "torch/_dynamo/one.py": MODULE + "import meddler\nf = meddler.Proxy(f)\n"}
+    )
+    assert engine.ask(IMPORT_ONE + "say(type(one.f).__name__, state())") == [
+        "Proxy",
+        ["foreign", "f was replaced by meddler"],
+    ]
+
+
 def test_decorator_of_the_standard_library_is_not_foreign(engine) -> None:
     engine.plug("fix(apply=lambda module: None)")
     one = "import contextlib\n@contextlib.contextmanager\ndef f():\n    yield\n"
@@ -200,6 +212,45 @@ def test_module_that_had_begun_to_load_is_missed(engine) -> None:
     reason = "torch._dynamo.one had begun to load before the hook was there"
     expected = ["one", ["missed", reason], [["WARNING", f"plugged: missed: {reason}"]]]
     assert engine.ask("disarm()\n" + IMPORT_ONE + "say(one.f(), state(), lines)") == expected
+
+
+# Ahead of all finders, it asks PathFinder alone, as typeguard's hook does.
+PAST = """
+from importlib.machinery import PathFinder
+class Past:
+    def __init__(self, *names): self.names = names
+    def find_spec(self, name, path=None, target=None):
+        return PathFinder.find_spec(name, path, target) if name in self.names else None
+"""
+LATE = ["applied", "patched torch._dynamo.one, which was loaded already"]
+
+
+@pytest.mark.row("A module that is patched", "loaded past us by another finder: patched when the next target loads")
+def test_module_that_came_past_us_is_patched_when_the_next_one_loads(engine) -> None:
+    engine.plug("fix(), fix(id='other', targets=('torch._dynamo.two:f',))")
+    code = """
+sys.meta_path.insert(0, Past("torch._dynamo.one"))
+import torch._dynamo.one as one
+before = one.f()
+import torch._dynamo.two
+say(before, one.f(), torch._dynamo.two.f(), state(), state("other")[0])
+"""
+    assert engine.ask(PAST + code) == ["one", "one!", "two!", LATE, "applied"]
+
+
+@pytest.mark.row("A module that is patched", "torch's compiler is loaded past us: `status()` says so and patches it")
+def test_compiler_that_came_past_us_is_patched_when_the_status_is_asked_for(engine) -> None:
+    engine.plug("fix()")
+    code = """
+from torch_forwardfix import report
+sys.meta_path.insert(0, Past("torch._dynamo", "torch._dynamo.one"))
+import torch._dynamo.one as one
+before = one.f()
+made = report.collect()
+say(before, made.active, made.reason.partition(";")[0], one.f(), state(), report.collect().active)
+"""
+    reason = "torch._dynamo was loaded past the hook, before it was armed or by a finder ahead of it"
+    assert engine.ask(PAST + code) == ["one", False, reason, "one!", LATE, True]
 
 
 @pytest.mark.parametrize(
