@@ -101,10 +101,10 @@ def foreign_owner(function: Any, package: str) -> str | None:
     """Name the module whose code stands where code of ``package`` is expected, or None where all is as expected.
 
     It asks for the globals that the function runs with: ``__module__`` and ``__name__`` are copied by functools.wraps.
-    A proxy, as wrapt makes them, has those of the function that it stands for: its type tells.
+    Proxies have those of the function that they stand for: wrapt's name what they call instead, of others the type tells.
     Wrappers of the standard library (``contextlib``, ``functools``) are put there by the package itself.
     """
-    found = _plain(function)
+    found = getattr(_plain(function), "_self_wrapper", _plain(function))
     for home in (type(found).__module__, getattr(found, "__globals__", {}).get("__name__")):
         top = (home or "").partition(".")[0]
         if home and top not in (package, __package__) and top not in sys.stdlib_module_names:
