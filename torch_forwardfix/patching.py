@@ -101,7 +101,7 @@ def foreign_owner(function: Any, package: str) -> str | None:
     """Name the module whose code stands where code of ``package`` is expected, or None where all is as expected.
 
     It asks for the globals that the function runs with: ``__module__`` and ``__name__`` are copied by functools.wraps.
-    Proxies have those of the function that they stand for: wrapt's name what they call instead, of others the type tells.
+    Proxies have those of the function that they stand for: wrapt's name their own one, of others the type tells.
     Wrappers of the standard library (``contextlib``, ``functools``) are put there by the package itself.
     """
     found = getattr(_plain(function), "_self_wrapper", _plain(function))

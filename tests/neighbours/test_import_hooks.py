@@ -33,7 +33,9 @@ def hook(module):
         module.f = wrapt.FunctionWrapper(original, lambda wrapped, me, args, kwargs: wrapped() + " and theirs")
 """,
     "hooks-1.dist-info/METADATA": "Metadata-Version: 2.1\nName: hooks\nVersion: 1\n",
-    "hooks-1.dist-info/entry_points.txt": "[hooks]\ntorch._dynamo=hooks:hook\n[importpatch]\ntorch._dynamo=hooks:hook\n",
+    "hooks-1.dist-info/entry_points.txt": "".join(
+        f"[{group}]\ntorch._dynamo = hooks:hook\n" for group in ("hooks", "importpatch")
+    ),
 }
 
 
@@ -96,7 +98,8 @@ REGISTER = {
     "wrapt": "import wrapt; wrapt.register_post_import_hook(hooks.hook, 'torch._dynamo')",
     "autowrapt": "",
     "importpatch": "",
-    "ddtrace": "from ddtrace.internal.module import ModuleWatchdog as W; W.register_module_hook('torch._dynamo', hooks.hook)",
+    "ddtrace": "from ddtrace.internal.module import ModuleWatchdog\n"
+    "ModuleWatchdog.register_module_hook('torch._dynamo', hooks.hook)",
 }
 VARIABLES = {
     "autowrapt": {"AUTOWRAPT_BOOTSTRAP": "hooks"},
