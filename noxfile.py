@@ -1,5 +1,5 @@
 """Sessions: ``tests`` is what CI runs; ``matrix``, ``evidence``, ``compare`` and ``demo`` work on more releases,
-``trust`` on more Pythons, and ``installs`` on the ways of installing that take long.
+``trust`` and ``neighbours`` on more Pythons, and ``installs`` on the ways of installing that take long.
 """
 
 from __future__ import annotations
@@ -52,6 +52,11 @@ def make(session: nox.Session, kind: str, version: str, *more: str) -> str:
     return str(environments.with_wheel(base, build_wheel(session), *more))
 
 
+def torch_site(version: str) -> Path:
+    python = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    return environments.torch(version).joinpath("lib", python, "site-packages")
+
+
 def boundaries(distribution: str, releases: tuple[str, ...]) -> dict[str, dict[str, bool]]:
     """The fixes whose range begins or ends at each of ``releases``, as the evidence says, and whether it is in it."""
     seen: dict[str, dict[str, bool]] = {}
@@ -87,8 +92,7 @@ def tests(session: nox.Session) -> None:
     wheel = build_wheel(session)
     session.install(*TEST_TOOLS)
     session.install("--no-deps", "--reinstall", str(wheel))
-    site = environments.torch("2.10.0").joinpath("lib", f"python{sys.version_info[0]}.{sys.version_info[1]}")
-    session.env["FORWARDFIX_TORCH_SITE"] = str(site / "site-packages")
+    session.env["FORWARDFIX_TORCH_SITE"] = str(torch_site("2.10.0"))
     session.run(*PYTEST, "-m", "not slow", "tests/unit", "tests/install", *session.posargs)
     for version, fixes in edges.items():
         stays = {id for id in fixes if Path("torch_forwardfix", "unfixed", f"{id.replace('-', '_')}.py").exists()}
@@ -147,7 +151,19 @@ def compare(session: nox.Session) -> None:
 @nox.session
 def trust(session: nox.Session) -> None:
     """Run the tests marked ``row`` on every CPython that is here, and write docs/compatibility.md from the results."""
+    write_rows(session, "tests/unit", "tests/install")
+
+
+@nox.session
+def neighbours(session: nox.Session) -> None:
+    """The same with other packages beside us: import hooks on every CPython, processes with torch on this one."""
+    write_rows(session, "tests/neighbours", torch="2.10.0")
+
+
+def write_rows(session: nox.Session, *tests: str, torch: str | None = None) -> None:
+    """Run these tests on every CPython that is here, and put their rows into docs/compatibility.md."""
     wheel = build_wheel(session)
+    here = f"{sys.version_info[0]}.{sys.version_info[1]}"
     found = {version: environments.interpreter(version) for version in ALL_PYTHON}
     pythons: dict[str, str | None] = dict.fromkeys(ALL_PYTHON)
     runs = {}
@@ -158,12 +174,16 @@ def trust(session: nox.Session) -> None:
         python = environments.without_torch(interpreter, wheel, *TEST_TOOLS)
         rows = Path(session.create_tmp()).resolve() / f"rows-{version}.json"
         # Not `python -m pytest`: the working directory would come before the wheel. 1 says that tests failed.
-        command = (str(python.with_name("pytest")), *PYTEST[1:], "-m", "row", f"--rows={rows}")
-        session.run(*command, "tests/unit", "tests/install", external=True, success_codes=[0, 1])
+        command = (str(python.with_name("pytest")), *PYTEST[1:], "-m", "row", f"--rows={rows}", *tests)
+        variables = {}
+        if torch and version == here:
+            variables["FORWARDFIX_TORCH_SITE"] = str(torch_site(torch))
+        session.run(*command, external=True, success_codes=[0, 1], env=variables)
         runs[version] = json.loads(rows.read_text("utf-8"))
         ask = "import platform; print(platform.python_version())"
         pythons[version] = str(session.run(str(python), "-c", ask, external=True, silent=True)).strip()
-    results = compatibility_page.merge(runs, pythons)
+    known = json.loads(compatibility_page.RESULTS.read_text("utf-8"))
+    results = compatibility_page.update(known, compatibility_page.merge(runs, pythons))
     compatibility_page.RESULTS.write_text(compatibility_page.dump(results), encoding="utf-8")
     compatibility_page.PAGE.write_text(compatibility_page.page(results), encoding="utf-8")
     failed = [row["text"] for row in results["rows"] if "failed" in row["outcomes"].values()]

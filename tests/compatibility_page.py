@@ -19,7 +19,8 @@ HEAD = """\
 # Compatibility
 
 What tests promise about the behaviour of torch-forwardfix in a Python environment, and on which Python each of them was
-seen to hold. `nox --session trust` runs the tests and writes this page, and `tests/trust.json` with the same results.
+seen to hold. `nox --session trust` and `nox --session neighbours`, for the last two sections, run the tests and write
+this page, and `tests/trust.json` with the same results.
 
 ✓ holds, ✗ does not hold, — was not tested there; the note says why.
 """
@@ -36,6 +37,14 @@ def merge(runs: Mapping[str, Sequence[Mapping[str, str]]], pythons: Mapping[str,
     order = list(dict.fromkeys(section for section, _ in merged))
     rows = [{"section": section, "text": text, "outcomes": merged[section, text]} for section, text in merged]
     return {"pythons": dict(pythons), "rows": sorted(rows, key=lambda row: order.index(row["section"]))}
+
+
+def update(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """The results of ``new``, and of ``old`` the sections that ``new`` says nothing about, where they were."""
+    order = list(dict.fromkeys(row["section"] for row in [*old["rows"], *new["rows"]]))
+    sections = {row["section"] for row in new["rows"]}
+    rows = [row for row in old["rows"] if row["section"] not in sections] + list(new["rows"])
+    return {"pythons": new["pythons"], "rows": sorted(rows, key=lambda row: order.index(row["section"]))}
 
 
 def dump(results: Mapping[str, Any]) -> str:

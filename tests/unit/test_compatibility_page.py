@@ -27,7 +27,7 @@ def test_page_is_made_from_the_results():
 
 def test_results_are_about_the_tests_that_are_marked(tmp_path):
     options = ("-m", "row", "--collect-only", "-q", "-p", "no:cacheprovider", f"--rows={tmp_path / 'rows.json'}")
-    command = (sys.executable, "-m", "pytest", *options, "tests/unit", "tests/install")
+    command = (sys.executable, "-m", "pytest", *options, "tests/unit", "tests/install", "tests/neighbours")
     subprocess.run(command, cwd=TESTS.parent, check=True, stdout=subprocess.DEVNULL)
     marked = {(row["section"], row["text"]) for row in json.loads((tmp_path / "rows.json").read_text("utf-8"))}
     assert {(row["section"], row["text"]) for row in RESULTS["rows"]} == marked
@@ -56,6 +56,19 @@ def test_rows_of_all_pythons_are_merged_and_printed():
         "| a zipped module | ✓ | — <sup>1</sup> | — |\n| a frozen one | — | ✓ | — |\n\n",
         "Reload\n\n| | 3.10 | 3.11 | 3.12 |\n|---|:-:|:-:|:-:|\n| reload | ✗ | — | — |\n\n",
         "Notes\n\n1. hangs by itself: python/cpython#1\n",
+    ]
+
+
+def test_sections_that_were_not_run_again_stay_where_they_are():
+    pythons = {"3.10": "3.10.13"}
+    old = compatibility.merge({"3.10": [row("3.10", "passed", section=name) for name in "ABC"]}, pythons)
+    new = compatibility.merge({"3.10": [row("3.10", "failed", section=name, text="new") for name in "DB"]}, pythons)
+    rows = compatibility.update(old, new)["rows"]
+    assert [(row["section"], row["text"]) for row in rows] == [
+        ("A", "a zipped module"),
+        ("B", "new"),
+        ("C", "a zipped module"),
+        ("D", "new"),
     ]
 
 
