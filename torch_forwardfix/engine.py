@@ -146,8 +146,8 @@ def compiler_past_us() -> list[str]:
     return [name for name in COMPILER if name in sys.modules]
 
 
-def catch_up() -> None:
-    """Patch what was loaded before us or past us."""
+def catch_up(*, wait: bool = False) -> None:
+    """Patch what was loaded before us or past us. With ``wait``, what is still loading is left for the next time."""
     if compiler_past_us():
         take_over()
         return
@@ -168,7 +168,7 @@ def catch_up() -> None:
                 continue
             if not half_way:
                 _treat(plan, fix, module, remark=", which was loaded already")
-            elif not finder.has_hooked(name):
+            elif not finder.has_hooked(name) and not wait:
                 _record(plan, fix, Outcome("missed", f"{name} had begun to load before the hook was there", name))
 
 
@@ -180,7 +180,7 @@ def _module_loaded(plan: Plan, module: ModuleType) -> None:
             _treat(plan, fix, module)
     settled = {name for _, name in plan.outcomes}
     if not settled.issuperset(_started["plan"][1].loaded_past()):
-        catch_up()
+        catch_up(wait=True)
 
 
 def _salt(plan: Plan, codecache: ModuleType) -> None:

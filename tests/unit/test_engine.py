@@ -238,6 +238,13 @@ say(before, one.f(), torch._dynamo.two.f(), state(), state("other")[0])
     assert engine.ask(PAST + code) == ["one", "one!", "two!", LATE, "applied"]
 
 
+def test_module_that_comes_past_us_and_loads_the_next_one_is_not_missed(engine) -> None:
+    engine.plug("fix(), fix(id='other', targets=('torch._dynamo.two:f',))")
+    engine.sandbox.write({"torch/_dynamo/one.py": "import torch._dynamo.two\n" + MODULE})
+    code = "sys.meta_path.insert(0, Past('torch._dynamo.one'))\n" + IMPORT_ONE
+    assert engine.ask(PAST + code + "say(one.f(), one.torch._dynamo.two.f(), state())") == ["one", "two!", LATE]
+
+
 @pytest.mark.row("A module that is patched", "torch's compiler is loaded past us: `status()` says so and patches it")
 def test_compiler_that_came_past_us_is_patched_when_the_status_is_asked_for(engine) -> None:
     engine.plug("fix()")
