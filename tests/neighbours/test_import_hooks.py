@@ -47,7 +47,7 @@ def beside(make_venv, wheel):
     def make(*packages):
         made = make_venv()
         made.install("pip", wheel)
-        made.pip("install", *packages)
+        made.uv("install", *packages)
         add_torch_like(made)
         for name, text in FILES.items():
             (made.site / name).parent.mkdir(exist_ok=True)

@@ -21,7 +21,7 @@ def ask(_=None):
 
 @pytest.fixture(scope="session")
 def crowd(torch_venv):
-    torch_venv.pip("install", "ray", "ipykernel", "jupyter_client")
+    torch_venv.uv("install", "ray", "ipykernel", "jupyter_client")
     (torch_venv.site / "asker.py").write_text(ASKER)
     return torch_venv
 
