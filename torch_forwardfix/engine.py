@@ -179,7 +179,7 @@ def _module_loaded(plan: Plan, module: ModuleType) -> None:
         if module.__name__ in fix.modules:
             _treat(plan, fix, module)
     settled = {name for _, name in plan.outcomes}
-    if not settled.issuperset(_started["plan"][1].loaded_past()):
+    if any(not settled.issuperset(finder.loaded_past()) for _, finder in _started.values()):
         catch_up(wait=True)
 
 
