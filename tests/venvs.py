@@ -15,8 +15,12 @@ EPOCH = "1700000000"
 
 
 def environment(**extra):
-    """The environment without what would change how Python or the package behaves."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "TORCH_FORWARDFIX"))}
+    """The environment without what would change how Python, the package, or uv behaves.
+
+    nox has UV_PROJECT_ENVIRONMENT name the environment of the session: `uv sync` would empty that.
+    """
+    ours = ("PYTHON", "TORCH_FORWARDFIX", "UV_PROJECT", "VIRTUAL_ENV")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     return {**kept, **extra}
 
 
