@@ -156,17 +156,31 @@ def trust(session: nox.Session) -> None:
 
 @nox.session
 def neighbours(session: nox.Session) -> None:
-    """The same with other packages beside us: import hooks on every CPython, processes with torch on this one."""
-    write_rows(session, "tests/neighbours", torch="2.10.0")
+    """Other packages beside us: import hooks on every CPython; processes with torch, faults and vLLM on this one."""
+    heavy = {"torch 2.11.0": make(session, "torch", "2.11.0", "pytest")}
+    heavy |= {f"vllm {version}": make(session, "vllm", version, "pytest") for version in boundaries("vllm", ALL_VLLM)}
+    heavy |= {
+        f"vllm {version}": make(session, "vllm_imported", version, "pytest") for version in environments.VLLM_IMPORTED
+    }
+    runs = {}
+    for name, python in heavy.items():
+        tests = "tests/fixes/test_faults.py" if name.startswith("torch") else "tests/vllm/test_double_patch.py"
+        rows = Path(session.create_tmp()).resolve() / f"rows-{name}.json"
+        command = (python, "-m", *PYTEST, f"--rows={rows}", tests)
+        session.run(*command, external=True, success_codes=[0, 1])
+        runs[name] = json.loads(rows.read_text("utf-8"))
+    write_rows(session, "tests/neighbours", torch="2.10.0", runs=runs)
 
 
-def write_rows(session: nox.Session, *tests: str, torch: str | None = None) -> None:
-    """Run these tests on every CPython that is here, and put their rows into docs/compatibility.md."""
+def write_rows(
+    session: nox.Session, *tests: str, torch: str | None = None, runs: dict[str, list[dict[str, str]]] | None = None
+) -> None:
+    """Run these tests on every CPython that is here, and put their rows, and those of ``runs``, on the page."""
     wheel = build_wheel(session)
     here = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    runs = dict(runs or {})
     found = {version: environments.interpreter(version) for version in ALL_PYTHON}
     pythons: dict[str, str | None] = dict.fromkeys(ALL_PYTHON)
-    runs = {}
     for version, interpreter in found.items():
         if interpreter is None:
             session.log(f"Python {version} is not on this machine: not tested")

@@ -15,6 +15,8 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "tests" / "trust.json"
 PAGE = ROOT / "docs" / "compatibility.md"
 
+ONE_PYTHON = "with a real torch or vLLM one Python is tested"
+
 HEAD = """\
 # Compatibility
 
@@ -27,12 +29,23 @@ this page, and `tests/trust.json` with the same results.
 
 
 def merge(runs: Mapping[str, Sequence[Mapping[str, str]]], pythons: Mapping[str, str | None]) -> dict[str, Any]:
-    """Merge the rows of one run for each Python. ``pythons`` are the full versions, None where there is none."""
+    """Merge the rows of runs by Python, and of others by name, which are of one Python.
+
+    ``pythons`` are the full versions, None where there is none. Of several outcomes on one Python the worst counts, and
+    one that was seen more than one that was skipped.
+    """
+    worst_first = ("failed", "passed", "skipped")
     merged: dict[tuple[str, str], dict[str, str]] = {}
     for rows in runs.values():
         for row in rows:
             outcome = f"{row['outcome']}: {row['reason']}" if row["reason"] else row["outcome"]
-            merged.setdefault((row["section"], row["text"]), {})[row["python"]] = outcome
+            seen = merged.setdefault((row["section"], row["text"]), {})
+            known = seen.get(row["python"], outcome)
+            seen[row["python"]] = min(known, outcome, key=lambda each: worst_first.index(each.partition(":")[0]))
+    for row in (row for name, rows in runs.items() if name not in pythons for row in rows):
+        for python, full in pythons.items():
+            if full:
+                merged[row["section"], row["text"]].setdefault(python, f"skipped: {ONE_PYTHON}")
     # Rows of a section may come from several files; sections stay in the order of their first row.
     order = list(dict.fromkeys(section for section, _ in merged))
     rows = [{"section": section, "text": text, "outcomes": merged[section, text]} for section, text in merged]

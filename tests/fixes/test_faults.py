@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from conftest import FIXES, check, in_range
 
 NEEDED = [id for id in FIXES if in_range(id)]
@@ -194,6 +195,11 @@ print(json.dumps(faulty))
 """
 
 
+@pytest.mark.row(
+    "Faults with a real torch",
+    "every fix and every step (gate, probe, patch, roll-back), a target that is gone, changed or somebody else's: "
+    "torch stays as it was, the state says why, all other fixes are applied",
+)
 def test_fault_in_one_fix_leaves_torch_as_it_was_and_the_other_fixes_applied(python):
     process = python(PROGRAM + EACH, json.dumps(NEEDED), json.dumps(FAULTS), TORCH_FORWARDFIX="0")
     assert json.loads(check(process)) == []
@@ -228,5 +234,10 @@ print("as expected")
 """
 
 
+@pytest.mark.row(
+    "Faults with a real torch",
+    "combinations of faults, a logging handler that raises, a patch that cannot be taken back, "
+    "`TORCH_FORWARDFIX_STRICT=1`",
+)
 def test_combinations_of_faults_and_those_of_logging_rollback_and_strict_mode(python):
     assert check(python(PROGRAM + OTHERS, json.dumps(NEEDED), TORCH_FORWARDFIX="0")) == "as expected\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from test_vllm_compile_disable import VERSION, result, run
+from programs import result, run
 
 from torch_forwardfix import catalog, gates
 
@@ -68,10 +68,11 @@ def shared():
     seen = result(run("-c", THEIRS + ask, json.dumps(affected), TORCH_FORWARDFIX="0"))
     found = {id: affected[id] for id, home in seen.items() if home == "vllm.env_override"}
     if not found:
-        pytest.skip(f"vLLM {VERSION} patches nothing that we patch")
+        pytest.skip(f"vLLM {gates.installed_version('vllm')} patches nothing that we patch")
     return found
 
 
+@pytest.mark.row("vLLM", "vLLM's patches after ours, on the same functions: nobody is undone, the bugs are gone")
 def test_vllm_after_us_wraps_ours_and_the_bugs_are_gone(shared):
     seen = result(run("-c", THEIRS + OURS_FIRST, json.dumps(shared)))
     assert {id: (state, home) for id, (state, _, home) in seen.items()} == dict.fromkeys(
@@ -79,6 +80,7 @@ def test_vllm_after_us_wraps_ours_and_the_bugs_are_gone(shared):
     )
 
 
+@pytest.mark.row("vLLM", "vLLM's patches before ours: left in place, and named as `foreign`")
 def test_vllm_before_us_is_named_and_left_in_place(shared):
     seen = result(run("-c", THEIRS + THEIRS_FIRST, json.dumps(shared), TORCH_FORWARDFIX="0"))
     for id, (state, reason, home) in seen.items():

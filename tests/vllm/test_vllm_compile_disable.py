@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from programs import result, run
 
 from torch_forwardfix import catalog, gates, verify
 
@@ -30,19 +28,6 @@ print("RESULT", json.dumps([int(chosen.level if sys.argv[2] == "level" else chos
 """
 
 FIELD = "level" if gates.in_range(VERSION, "<0.11.1rc99") else "mode"
-
-
-def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("TORCH")}
-    return subprocess.run(
-        [sys.executable, *arguments], env={**clean, **environment}, capture_output=True, text=True, timeout=900
-    )
-
-
-def result(process: subprocess.CompletedProcess[str]):
-    lines = [line for line in process.stdout.splitlines() if line.startswith("RESULT ")]
-    assert len(lines) == 1, process.stdout + process.stderr
-    return json.loads(lines[0].removeprefix("RESULT "))
 
 
 def config(wanted: dict, **environment: str):
