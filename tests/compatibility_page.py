@@ -21,8 +21,8 @@ HEAD = """\
 # Compatibility
 
 What tests promise about the behaviour of torch-forwardfix in a Python environment, and on which Python each of them was
-seen to hold. `nox --session trust` and `nox --session neighbours`, for the last two sections, run the tests and write
-this page, and `tests/trust.json` with the same results.
+seen to hold. `nox --session trust`, and `nox --session neighbours` for what needs other packages or a real torch, run
+the tests and write this page, and `tests/trust.json` with the same results.
 
 ✓ holds, ✗ does not hold, — was not tested there; the note says why.
 """
