@@ -52,6 +52,6 @@ BUG = Unfixed(
     fixed_in="2.12.0",
     why="upstream's repair is a large part of the object protocol that dynamo did not know before; a patch that copies "
     "while it traces would burn the copied values into the graph, without a guard on any of them",
-    workaround="compile without fullgraph=True, at the cost of a graph break, or copy before the compiled function",
+    workaround="compile without fullgraph=True (one graph break more), or copy before the compiled function is called",
     reproduce=reproduce,
 )
