@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import os
 from functools import cache
+from inspect import isbuiltin
 from logging import getLogger
 from types import ModuleType
 from typing import Any
@@ -41,8 +42,8 @@ def is_present(module: ModuleType) -> bool | str:
         return False
     if "_optimize_catch_errors" not in optimize:
         return "_optimize no longer makes the callable that compiles"
-    if _COUNT not in vars(module) or not all(_COUNT in code.co_names for code in checks):
-        return f"the check for compiled frames no longer asks {_COUNT}"
+    if not isbuiltin(vars(module).get(_COUNT)) or not all(_COUNT in code.co_names for code in checks):
+        return f"the check for compiled frames no longer asks {_COUNT} of torch's core"
     return True
 
 
