@@ -21,6 +21,7 @@ from torch_forwardfix.patching import code_objects, lookup, wrap
 
 _FX_DETAILS = "FxGraphHashDetails.__init__"
 _AOT_DETAILS = "AOTAutogradCacheDetails.__init__"
+_RECORDER = "_record_runtime_state"
 _ENTER_AUTOCAST = "torch.amp.autocast_mode._enter_autocast"
 
 
@@ -30,8 +31,12 @@ def is_present(module: ModuleType) -> bool | str:
         if "get_default_dtype" in names:
             return False
         return True if "torch_version" in names else f"{_FX_DETAILS} no longer records torch_version"
-    details = module.AOTAutogradCacheDetails
-    functions = [vars(details)[name] for name in ("__init__", "_record_runtime_state") if name in vars(details)]
+    functions = [lookup(module, _AOT_DETAILS)]
+    recorder = vars(module.AOTAutogradCacheDetails).get(_RECORDER)
+    if recorder is not None:
+        if _RECORDER not in functions[0].__code__.co_names:
+            return f"{_AOT_DETAILS} no longer calls {_RECORDER}"
+        functions.append(recorder)
     codes = [code for function in functions for code in code_objects(function)]
     names = {name for code in codes for name in code.co_names}
     if "autocast_state" not in names:
