@@ -8,6 +8,7 @@ one with torch in a ``.pth`` file.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -93,8 +94,10 @@ def without_torch(interpreter: str, wheel: Path, *more: str) -> Path:
 def interpreter(version: str) -> str | None:
     """Return a CPython of this version, 3.12 say, that is on this machine: on PATH, of pyenv, or of uv."""
     name = f"python{version}"
-    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"), "versions")
-    candidates = [name, *sorted(map(str, pyenv.glob(f"{version}.*/bin/{name}")))]
+    candidates = [name]
+    if pyenv := shutil.which("pyenv"):
+        root = subprocess.run([pyenv, "root"], capture_output=True, text=True).stdout.strip()
+        candidates += sorted(map(str, Path(root, "versions").glob(f"{version}.*/bin/{name}")))
     managed = [uv(), "python", "find", "--no-project", "--managed-python", version]
     found = subprocess.run(managed, capture_output=True, text=True)
     candidates += [found.stdout.strip()] if found.returncode == 0 else []
