@@ -113,7 +113,7 @@ def matrix(session: nox.Session) -> None:
     for version in ALL_VLLM:
         test_vllm(session, version)
     for version in environments.VLLM_IMPORTED:
-        python = make(session, "vllm_imported", version, "pytest")
+        python = make(session, "vllm", version, "pytest")
         session.run(python, "-m", *PYTEST, "tests/vllm/test_double_patch.py", external=True)
 
 
@@ -158,10 +158,8 @@ def trust(session: nox.Session) -> None:
 def neighbours(session: nox.Session) -> None:
     """Other packages beside us: import hooks on every CPython; processes with torch, faults and vLLM on this one."""
     heavy = {"torch 2.11.0": make(session, "torch", "2.11.0", "pytest")}
-    heavy |= {f"vllm {version}": make(session, "vllm", version, "pytest") for version in boundaries("vllm", ALL_VLLM)}
-    heavy |= {
-        f"vllm {version}": make(session, "vllm_imported", version, "pytest") for version in environments.VLLM_IMPORTED
-    }
+    for version in (*boundaries("vllm", ALL_VLLM), *environments.VLLM_IMPORTED):
+        heavy[f"vllm {version}"] = make(session, "vllm", version, "pytest")
     runs = {}
     for name, python in heavy.items():
         tests = "tests/fixes/test_faults.py" if name.startswith("torch") else "tests/vllm/test_double_patch.py"

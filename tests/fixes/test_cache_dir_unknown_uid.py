@@ -36,7 +36,7 @@ print("compiled")
 def unknown(process):
     """The output of a process of a user without a passwd entry."""
     if process.returncode and FORBIDDEN in process.stderr:
-        pytest.skip(process.stderr.strip())
+        pytest.skip(process.stderr.strip())  # names the machine's refusal; any other failure fails
     return process
 
 

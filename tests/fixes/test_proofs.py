@@ -14,7 +14,7 @@ INSTALLED = [id for id, fix in FIXES.items() if all(gates.installed_version(name
 
 def skip_where_the_machine_cannot(run):
     if run.verdict == "error" and cache_dir_unknown_uid.FORBIDDEN in run.detail:
-        pytest.skip(run.detail)
+        pytest.skip(run.detail)  # names the machine's refusal; any other error fails
 
 
 @pytest.mark.parametrize("id", INSTALLED)

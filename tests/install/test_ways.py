@@ -262,7 +262,7 @@ def tool(make_venv, name, *wheels):
     options = ("--python", made.python, "install", "--quiet", name)
     done = call(sys.executable, "-m", "pip", *options, cwd=made.folder, check=False)
     if done.returncode:
-        pytest.skip(f"{name} cannot be installed here: {done.stderr.strip().splitlines()[-1]}")
+        pytest.skip(f"{name} cannot be installed here: {done.stderr.strip().splitlines()[-1]}")  # pip's own reason
     if wheels:
         made.install("pip", *wheels)
     return made
