@@ -114,7 +114,7 @@ def test_plug_in_cannot_take_the_id_of_a_fix_of_ours(own_venv):
 @pytest.mark.row("Security", "autorun-audit rates the installation medium, and sees no capability")
 def test_scanner_of_start_up_code_rates_it_medium_and_sees_no_capability(venv, make_venv):
     if sys.version_info < (3, 11):
-        pytest.skip("autorun-audit needs Python 3.11")  # its Requires-Python; the finding is the same on every Python
+        pytest.skip("autorun-audit needs Python 3.11")  # its Requires-Python
     scanner = make_venv()
     scanner.pip("install", "--quiet", "autorun-audit")
     report = scanner.run(
