@@ -7,13 +7,16 @@ caches stay warm.
 
 ``torch.compiler.config.cache_key_tag`` is torch's official salt, but it belongs to the user, whose assignment would
 drop ours; vLLM does not read it; and it also keys the profile of dynamic shapes, which no fix concerns.
+
+What ``aot_compile`` saves, and precompiled packages, have no key. They say which torch made them, and are refused by
+another one; vLLM then compiles anew. The fixes in force become part of that torch's version.
 """
 
 from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -22,6 +25,9 @@ from .fix import Drifted, Fix
 from .patching import is_ours, lookup, replace, wrap
 
 CODECACHE = "torch._inductor.codecache"
+PACKAGE = "torch._dynamo.package"
+
+InForce = Callable[[], Sequence[Fix]]
 
 
 @functools.cache
@@ -41,7 +47,11 @@ def _sha256(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
 
 
-def salt_torch_key(codecache: ModuleType, in_force: Callable[[], Sequence[Fix]]) -> None:
+def _salt(fixes: Sequence[Fix]) -> bytes:
+    return "\n".join(sorted(f"{fix.id} {revision(fix.apply)}" for fix in fixes)).encode()
+
+
+def salt_torch_key(codecache: ModuleType, in_force: InForce) -> None:
     """Make ``torch_key()`` depend on the fixes that ``in_force`` returns at the time of each call.
 
     A compile worker is handed its parent's key through ``torch_key.set``, salt included, and keeps it as it is. Raises
@@ -58,10 +68,7 @@ def salt_torch_key(codecache: ModuleType, in_force: Callable[[], Sequence[Fix]])
         def torch_key() -> bytes:
             key: bytes = unsalted()
             fixes = () if handed_over else in_force()
-            if not fixes:
-                return key
-            salt = "\n".join(sorted(f"{fix.id} {revision(fix.apply)}" for fix in fixes))
-            return _sha256(key + salt.encode())
+            return _sha256(key + _salt(fixes)) if fixes else key
 
         return torch_key
 
@@ -80,3 +87,32 @@ def salt_torch_key(codecache: ModuleType, in_force: Callable[[], Sequence[Fix]])
     for name, module in list(sys.modules.items()):
         if name.startswith("torch.") and getattr(module, "__dict__", {}).get("torch_key") is original:
             replace(module, "torch_key", wrapper)
+
+
+def salt_system_info(package: ModuleType, in_force: InForce) -> None:
+    """Make the torch that an artifact says it was made with depend on the fixes that ``in_force`` returns.
+
+    torch 2.9 has no ``SystemInfo``: it loads such artifacts without asking, those of other releases of torch, too.
+    Raises Drifted where ``SystemInfo`` is not what it was in 2.10 to 2.15.
+    """
+    system_info = vars(package).get("SystemInfo")
+    if system_info is None or is_ours(system_info.__init__):
+        return
+    if "torch_version" not in getattr(system_info, "__dataclass_fields__", ()):
+        raise Drifted(f"{PACKAGE}:SystemInfo has no torch_version")
+
+    def salted(original: Callable[..., None]) -> Callable[..., None]:
+        def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+            original(self, *args, **kwargs)
+            fixes = in_force()
+            # The version of another torch is left as it is.
+            if fixes and self.torch_version == package.torch.__version__:
+                salt = _sha256(_salt(fixes)).hex()[:16]
+                object.__setattr__(self, "torch_version", f"{self.torch_version} with torch-forwardfix {salt}")
+
+        return __init__
+
+    wrap(system_info, "__init__", salted)
+
+
+SALTS: Mapping[str, Callable[[ModuleType, InForce], None]] = {CODECACHE: salt_torch_key, PACKAGE: salt_system_info}

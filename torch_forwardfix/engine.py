@@ -49,17 +49,14 @@ class Plan:
 
     @property
     def modules(self) -> frozenset[str]:
-        """The modules that a pending fix, or the salt that it needs, wants to see."""
-        salted = {cache_key.CODECACHE} if any(fix.changes_codegen for fix in self.pending.values()) else set()
-        return frozenset(module for fix in self.pending.values() for module in fix.modules) | salted
+        """The modules that a pending fix, or the salts that it needs, want to see."""
+        salted = cache_key.SALTS if any(fix.changes_codegen for fix in self.pending.values()) else ()
+        return frozenset(module for fix in self.pending.values() for module in fix.modules).union(salted)
 
-    def changing_codegen(self) -> list[Fix]:
-        """The pending fixes that change generated code, as far as nothing speaks against them."""
-        return [
-            fix
-            for id, fix in self.pending.items()
-            if fix.changes_codegen and outcome_of(self, id).state in ("applied", "waiting")
-        ]
+    def changing_codegen(self, *also: State) -> list[Fix]:
+        """The pending fixes that change generated code, as far as nothing but ``also`` speaks against them."""
+        states = ("applied", "waiting", *also)
+        return [fix for id, fix in self.pending.items() if fix.changes_codegen and outcome_of(self, id).state in states]
 
 
 def make_plan() -> Plan:
@@ -159,9 +156,9 @@ def catch_up(*, wait: bool = False) -> None:
         if module is None:
             continue
         half_way = getattr(getattr(module, "__spec__", None), "_initializing", False)
-        if name == cache_key.CODECACHE and not half_way:
+        if name in cache_key.SALTS and not half_way:
             _salt(plan, module)
-        elif name == cache_key.CODECACHE and not finder.has_hooked(name):
+        elif name in cache_key.SALTS and not finder.has_hooked(name):
             _do_without_salt(plan, Outcome("missed", f"{name} had begun to load before the hook was there", name))
         for id, fix in plan.pending.items():
             if name not in fix.modules or (id, name) in plan.outcomes:
@@ -173,7 +170,7 @@ def catch_up(*, wait: bool = False) -> None:
 
 
 def _module_loaded(plan: Plan, module: ModuleType) -> None:
-    if module.__name__ == cache_key.CODECACHE:
+    if module.__name__ in cache_key.SALTS:
         _salt(plan, module)
     for fix in plan.pending.values():
         if module.__name__ in fix.modules:
@@ -183,16 +180,19 @@ def _module_loaded(plan: Plan, module: ModuleType) -> None:
         catch_up(wait=True)
 
 
-def _salt(plan: Plan, codecache: ModuleType) -> None:
+def _salt(plan: Plan, module: ModuleType) -> None:
     if not any(fix.changes_codegen for fix in plan.pending.values()):
         return
+    # An artifact is saved when every probe has decided, and may be loaded before any has: for both to say the same,
+    # a bug that a probe found fixed counts there like one that waits for its probe.
+    also: tuple[State, ...] = ("already-fixed",) if module.__name__ == cache_key.PACKAGE else ()
     try:
         with patching.journal():
-            cache_key.salt_torch_key(codecache, plan.changing_codegen)
+            cache_key.SALTS[module.__name__](module, lambda: plan.changing_codegen(*also))
     except Exception as error:
         state: State = "drifted" if isinstance(error, Drifted) else "failed"
         reason = f"compile caches cannot be told apart: {type(error).__name__}: {error}"
-        _do_without_salt(plan, Outcome(state, reason, codecache.__name__))
+        _do_without_salt(plan, Outcome(state, reason, module.__name__))
 
 
 def _do_without_salt(plan: Plan, outcome: Outcome) -> None:
