@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import stub_nvidia
@@ -70,6 +71,30 @@ def with_wheel(base: Path, wheel: Path, *more: str) -> Path:
     _install(folder, "packaging", "importlib-metadata", *more)
     lines = [str(_site(base)), *(file.read_text().strip() for file in _site(base).glob("torch.pth"))]
     (_site(folder) / "base.pth").write_text("\n".join(lines) + "\n")
+    return _python(folder)
+
+
+def over(base: Path, name: str, *packages: str) -> Path:
+    """Return the interpreter of a fresh environment of this name with ``packages`` and all that ``base`` has."""
+    python = alone(name, *packages)
+    _site(python.parents[1]).joinpath("base.pth").write_text(f"{_site(base)}\n")
+    return python
+
+
+def alone(name: str, *packages: str, python: str = sys.executable, files: Mapping[str, str] | None = None) -> Path:
+    """Return the interpreter of a fresh environment of this name with ``packages``, ``files`` and nothing else.
+
+    ``files`` are texts by their path in site-packages. Whatever is a wheel is installed without what it requires.
+    """
+    folder = ROOT / name
+    # uv's environments have a .pth file of their own.
+    subprocess.run([python, "-m", "venv", "--clear", "--without-pip", str(folder)], check=True)
+    for package in packages:
+        _install(folder, *(["--no-deps"] if package.endswith(".whl") else []), package)
+    (site,) = folder.glob("lib/python3.*/site-packages")
+    for file, text in (files or {}).items():
+        (site / file).parent.mkdir(parents=True, exist_ok=True)
+        (site / file).write_text(text)
     return _python(folder)
 
 

@@ -18,7 +18,18 @@ def watcher(name, path=None, target=None):
 
             finder = take_over()
         except Exception as error:
-            _give_up(error)
+            # A fault of our own (say, files replaced while the process runs): leave the import path; torch goes on. A
+            # function of its own for this would cost every start more than it costs here.
+            import os
+            from logging import getLogger
+
+            if os.environ.get("TORCH_FORWARDFIX_STRICT", "").strip().lower() in ("1", "on", "true", "yes"):
+                raise
+            sys.meta_path = [finder for finder in sys.meta_path if finder is not watcher]
+            try:
+                getLogger(__name__).warning("no fix is applied: %s: %s", type(error).__name__, error)
+            except Exception:  # of a handler of the user's
+                return None
         else:
             return finder.find_spec(name, path, target)
     return None
@@ -40,19 +51,6 @@ def init():
         return
     if os.environ.get("TORCH_FORWARDFIX", "").strip().lower() not in ("0", "off", "false", "no"):
         sys.meta_path.insert(0, watcher)
-
-
-def _give_up(error):
-    """Leave the import path after a fault of our own (say, files replaced while the process runs); torch goes on."""
-    import os
-    from contextlib import suppress
-    from logging import getLogger
-
-    if os.environ.get("TORCH_FORWARDFIX_STRICT", "").strip().lower() in ("1", "on", "true", "yes"):
-        raise error
-    sys.meta_path = [finder for finder in sys.meta_path if finder is not watcher]
-    with suppress(Exception):  # of a handler of the user's
-        getLogger(__name__).warning("no fix is applied: %s: %s", type(error).__name__, error)
 
 
 def __getattr__(name):
