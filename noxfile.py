@@ -1,5 +1,6 @@
 """Sessions: ``tests`` is what CI runs; ``matrix``, ``evidence``, ``compare`` and ``demo`` work on more releases,
-``trust`` and ``neighbours`` on more Pythons, and ``installs`` on the ways of installing that take long.
+``trust`` and ``neighbours`` on more Pythons, ``installs`` on the ways of installing that take long, and ``benchmark``
+measures what all this costs.
 """
 
 from __future__ import annotations
@@ -205,6 +206,16 @@ def write_rows(
     failed = [row["text"] for row in results["rows"] if "failed" in row["outcomes"].values()]
     if failed:
         session.error(f"does not hold everywhere: {'; '.join(failed)}")
+
+
+@nox.session
+def benchmark(session: nox.Session) -> None:
+    """Measure what torch-forwardfix costs, beside other packages, and write docs/performance.md; ``-- PART ...``."""
+    wheel = build_wheel(session)
+    session.install("uv", "matplotlib")
+    # 1 says that a part failed: the page then shows what was known of it.
+    session.run("python", "benchmarks/run.py", f"--wheel={wheel}", *session.posargs, success_codes=[0, 1])
+    session.run("python", "benchmarks/page.py")
 
 
 @nox.session
