@@ -11,7 +11,7 @@ import shutil
 import statistics
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,11 @@ class Command:
     arguments: Sequence[str | Path]
     environment: Mapping[str, str] = field(default_factory=dict)
 
-    def run(self, *under: str, quiet: bool = False) -> str:
-        """Run it and return what it printed, errors too unless ``quiet``."""
+    def run(self, *under: str, quiet: bool = False, well: Collection[int] = (0,)) -> str:
+        """Run it and return what it printed, errors too unless ``quiet``.
+
+        Raises RuntimeError where its exit status is not one of ``well``.
+        """
         foreign = ("PYTHON", "TORCH", "AUTOWRAPT", "COVERAGE", "VIRTUAL_ENV")
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
         done = subprocess.run(
@@ -38,7 +41,7 @@ class Command:
             stderr=subprocess.DEVNULL if quiet else subprocess.STDOUT,
             text=True,
         )
-        if done.returncode:
+        if done.returncode not in well:
             raise RuntimeError(f"{' '.join(map(str, self.arguments))} ended with {done.returncode}\n{done.stdout}")
         return done.stdout
 

@@ -67,6 +67,7 @@ def page(results: Figures) -> str:
         "import-torch": _import_torch,
         "first-compile": _first_compile,
         "status": _status,
+        "models": _models,
     }
     parts = [HEAD, _budgets(results)]
     parts += [section(results[part]) for part, section in sections.items() if part in results]
@@ -265,6 +266,25 @@ def _status(part: Figures) -> str:
     return (
         f"## `status`\n\nBeside torch {part['torch']}, which it {imported}. It loads {part['modules']} modules, "
         "those of Python's start included.\n\n" + _table(("", "wall time"), table)
+    )
+
+
+def _models(part: Figures) -> str:
+    table = []
+    for name, runs in part["rows"].items():
+        for warm in (False, True):
+            without, with_us = (
+                next(run for run in runs if (run["with"], run["warm"]) == (with_fixes, warm))
+                for with_fixes in (False, True)
+            )
+            kind = "warm" if warm else "cold"
+            compiled = f"{without['compiled']}, {with_us['compiled']}"
+            seconds = (f"{run['seconds']:.1f} s" for run in (without, with_us))
+            table.append((name, kind, compiled, *seconds, f"{with_us['seconds'] / without['seconds']:.3f}"))
+    heads = ("", "caches", "graphs compiled, without and with", "without", "with", "ratio")
+    return (
+        f"## Starts of small models\n\ntorch {part['torch']}, CPU. `python -m torch_forwardfix startup`: whole "
+        "processes, without the fixes and with them, each start\nonce.\n\n" + _table(heads, table)
     )
 
 

@@ -204,6 +204,23 @@ def status(wheel: str) -> Figures:
     return {"torch": TORCH, "rows": rows, "modules": int(modules), "imports_torch": imported == "True"}
 
 
+def models(wheel: str) -> Figures:
+    """Cold and warm starts of small models, without the fixes and with them."""
+    command = Command(
+        [torch_environments(wheel)[OURS], "-m", "torch_forwardfix", "startup", "--json", "--keep=startup"]
+    )
+    # 1 says that a warm start compiled something; the figures say so, too.
+    measured = json.loads(command.run(quiet=True, well=(0, 1)))
+    rows = {}
+    for name, model in measured.items():
+        rows[name] = [{key: run[key] for key in ("with", "warm", "seconds")} for run in model["runs"]]
+        for row, run in zip(rows[name], model["runs"], strict=True):
+            if run["status"] != 0 or run["counts"] is None:
+                raise RuntimeError(f"{name}: a start ended with {run['status']}")
+            row["compiled"] = run["counts"]["compiled"]
+    return {"torch": TORCH, "rows": rows}
+
+
 PARTS: dict[str, Callable[[str], Figures]] = {
     "start": start,
     "pythons": pythons,
@@ -211,6 +228,7 @@ PARTS: dict[str, Callable[[str], Figures]] = {
     "import-torch": import_torch,
     "first-compile": first_compile,
     "status": status,
+    "models": models,
 }
 
 
