@@ -23,6 +23,9 @@ EMPTY_PACKAGE = "an empty package"
 OURS = "torch-forwardfix"
 OURS_LOADED = "torch-forwardfix, torch._dynamo loaded"
 
+# A number, its unit, and more in brackets.
+NUMBER = re.compile(r"([-+]?[\d.,]+( \S+)?( \(.*\))?)?")
+
 Figures = Mapping[str, Any]
 
 HEAD = """\
@@ -51,8 +54,9 @@ python3 -m venv .venv && .venv/bin/pip install --quiet nox uv && .venv/bin/nox -
 ```
 
 It writes this page, the plot, the figures and the section of the README that quotes them. `nox --session benchmark --
-PART ...` measures only these parts again: {parts}. A part that fails keeps the figures that it had. Without valgrind
-the instructions are counted by `perf`, where the CPU counts them.
+PART ...` measures only these parts again, of {parts}.
+A part that fails keeps the figures that it had. Without valgrind the instructions are counted by `perf`, where the CPU
+counts them.
 
 Seconds are no test, as they depend on the machine. What does not jitter is: `tests/install/test_start_cost.py` keeps
 instructions, Python's own steps, modules at start and modules of `status` within budgets, in CI.
@@ -129,7 +133,7 @@ def budgets(results: Figures) -> list[tuple[str, str, str, bool]]:
             ),
             (
                 "the same, beside packages that install a finder",
-                f"fewer than all; {least} has {_more(hooks[least], base)}",
+                f"fewer than any; {least} has {_more(hooks[least], base)}",
                 _more(ours, base),
                 ours["instructions"] < hooks[least]["instructions"],
             ),
@@ -308,8 +312,10 @@ def _machines(results: Figures) -> str:
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [heads, ["---"] + ["--:"] * (len(heads) - 1), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    """A table, with columns of numbers aligned at the right."""
+    columns = zip(*rows, strict=True)
+    rules = ("--:" if all(NUMBER.fullmatch(cell) for cell in column) else "---" for column in columns)
+    return "".join(f"| {' | '.join(line)} |\n" for line in (heads, rules, *rows))
 
 
 def _percent(ratio: float, digits: int = 1) -> str:
@@ -359,6 +365,7 @@ def plot(results: Figures, file: Path) -> None:
         bars = axes.barh(names, [more[name] for name in names], color=colours)
         axes.bar_label(bars, [f"{more[name]:+.1f} %" for name in names], padding=3)
         axes.set_xscale("symlog", linthresh=1)
+        axes.xaxis.set_major_formatter("{x:g}")
         axes.set_xlim(min(0, *more.values()) * 3, max(more.values()) * 6)
         axes.set_title(f"{title}: % more than without", loc="left")
         axes.spines[["top", "right"]].set_visible(False)
