@@ -13,6 +13,7 @@ from typing import Any
 from . import fixes
 from . import unfixed as unfixed_bugs
 from .fix import Fix, Outcome, Unfixed
+from .gates import metadata
 
 ENTRY_POINTS = "torch_forwardfix.fixes"
 
@@ -69,11 +70,9 @@ def load() -> Catalog:
 
 
 def _plugins() -> list[tuple[str, str, Callable[[], Any]]]:
-    from importlib_metadata import entry_points
-
     return [
         (point.dist.name if point.dist else point.value, point.name, point.load)
-        for point in entry_points(group=ENTRY_POINTS)
+        for point in metadata().entry_points(group=ENTRY_POINTS)
     ]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -73,5 +72,7 @@ def unknown_id(id: str, ids: Collection[str]) -> str:
     >>> unknown_id("aot-builtin", ["aot-builtins", "compile-disable"])
     "the unknown fix 'aot-builtin' (did you mean 'aot-builtins'?)"
     """
+    import difflib
+
     near = difflib.get_close_matches(id, ids, n=1)
     return f"the unknown fix {id!r} " + (f"(did you mean {near[0]!r}?)" if near else f"(known: {', '.join(ids)})")

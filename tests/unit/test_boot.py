@@ -121,6 +121,14 @@ before = others()
 """
 
 
+def test_where_importlib_metadata_is_loaded_no_other_finder_is_added(torch_tree) -> None:
+    # Its backport would add one. torch has loaded it.
+    code = (
+        "import importlib.metadata\nimport torch._dynamo\nsay('importlib_metadata' in sys.modules, others() == before)"
+    )
+    assert torch_tree.ask(DISARM + OTHERS + code) == [False, True]
+
+
 @pytest.mark.row("Faults", "our own files are gone: torch imports, one warning says why")
 def test_engine_that_cannot_be_imported_costs_one_warning(torch_tree) -> None:
     code = """
