@@ -72,6 +72,7 @@ def page(results: Figures) -> str:
         "first-compile": _first_compile,
         "status": _status,
         "models": _models,
+        "growth": _growth,
     }
     parts = [HEAD, _budgets(results)]
     parts += [section(results[part]) for part, section in sections.items() if part in results]
@@ -289,6 +290,21 @@ def _models(part: Figures) -> str:
     return (
         f"## Starts of small models\n\ntorch {part['torch']}, CPU. `python -m torch_forwardfix startup`: whole "
         "processes, without the fixes and with them, each start\nonce.\n\n" + _table(heads, table)
+    )
+
+
+def _growth(part: Figures) -> str:
+    table = []
+    for id, row in part["rows"].items():
+        for size, seen in row["sizes"].items():
+            counts = (str(seen[label]["count"]) for label in ("without", "with"))
+            seconds = (f"{seen[label]['seconds']:.2f} s" for label in ("without", "with"))
+            table.append((f"`{id}`", row["torch"], size, row["what"], *counts, *seconds))
+    heads = ("fix", "torch", "size", "counted", "without", "with", "without, time", "with, time")
+    return (
+        "## What the fixes for time save\n\nOne compile on a CPU, once. The size is the number of custom operators in "
+        "a chain, of parameters of AdamW, of lengths of a\nslice. What printing a tensor costs on a device that has to "
+        "finish first does not show here.\n\n" + _table(heads, table)
     )
 
 

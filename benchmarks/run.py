@@ -221,6 +221,34 @@ def models(wheel: str) -> Figures:
     return {"torch": TORCH, "rows": rows}
 
 
+# The newest release that needs the fix, and the sizes of the program.
+GROWTH = {
+    "implicit-fallback-stringify": ("2.12.1", (4, 6, 8, 10)),
+    "guard-tensor-repr": ("2.12.1", (8, 16, 32)),
+    "slice-recompile": ("2.15.0", (8, 16, 32)),
+}
+
+
+def growth(wheel: str) -> Figures:
+    """What the fixes for time save: counts and seconds of one compile, without them and with them, by size."""
+    rows: dict[str, Figures] = {}
+    for id, (release, sizes) in GROWTH.items():
+        python = environments.over(environments.torch(release), f"benchmark-growth-{release}", wheel, *NEEDS)
+        rows[id] = {"torch": release, "sizes": {}}
+        for size in sizes:
+            with tempfile.TemporaryDirectory() as folder:
+                variables = {"TORCHINDUCTOR_CACHE_DIR": folder, "TORCHINDUCTOR_FX_GRAPH_CACHE": "0"}
+                for label, switch in ("without", "0"), ("with", ""):
+                    command = Command(
+                        [python, HERE / "child_growth.py", id, str(size)], {**variables, "TORCH_FORWARDFIX": switch}
+                    )
+                    seen = json.loads(command.run(quiet=True).splitlines()[-1])
+                    rows[id]["what"] = seen.pop("what")
+                    seen["seconds"] = gauges.significant(seen["seconds"])
+                    rows[id]["sizes"].setdefault(str(size), {})[label] = seen
+    return {"rows": rows}
+
+
 PARTS: dict[str, Callable[[str], Figures]] = {
     "start": start,
     "pythons": pythons,
@@ -229,6 +257,7 @@ PARTS: dict[str, Callable[[str], Figures]] = {
     "first-compile": first_compile,
     "status": status,
     "models": models,
+    "growth": growth,
 }
 
 
