@@ -196,10 +196,10 @@ def as_json(finding: Finding, runs: Sequence[Run], timeout: float) -> dict[str, 
     return {**made, "runs": rows}
 
 
-def output_folder(keep: Path | None) -> Path:
-    """Make the folder ``keep``, or a new temporary one. Raises OSError, also where ``keep`` is not empty."""
+def output_folder(keep: Path | None, command: str) -> Path:
+    """Make the folder ``keep``, or a temporary one named after ``command``. Raises OSError, also if it is not empty."""
     if keep is None:
-        return Path(tempfile.mkdtemp(prefix="torch-forwardfix-bisect-"))
+        return Path(tempfile.mkdtemp(prefix=f"torch-forwardfix-{command}-"))
     keep.mkdir(parents=True, exist_ok=True)
     if any(keep.iterdir()):
         raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(keep))
@@ -263,16 +263,21 @@ class Bench:
         own: AbstractContextManager[dict[str, str]] = nullcontext({}) if self.shared_caches else own_caches()
         with own as caches:
             start = monotonic()
-            status = _run(self.command, {**os.environ, **caches, **switches}, output, self.timeout, self.arrived)
+            status = run_command(self.command, {**os.environ, **caches, **switches}, output, self.timeout, self.arrived)
             run = Run(ids, status, monotonic() - start, output)
         self.runs.append(run)
         self.tell(number, run)
         return status
 
 
-def _run(
+def run_command(
     command: Sequence[str], environment: dict[str, str], output: Path, timeout: float, arrived: Sequence[int]
 ) -> Status:
+    """Run a command to its end, at most ``timeout`` seconds, with all that it prints in the file ``output``.
+
+    ``arrived`` are the signals that came. What the command has started and left behind is killed. Raises CannotStart,
+    and Stopped after a signal.
+    """
     with output.open("wb") as file:
         try:
             process = subprocess.Popen(

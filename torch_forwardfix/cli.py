@@ -1,4 +1,4 @@
-"""The command line: status, show, verify, bisect, doctor."""
+"""The command line: status, show, verify, bisect, startup, doctor."""
 
 from __future__ import annotations
 
@@ -75,6 +75,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bisect.add_argument("--json", action="store_true", help="print the result and all runs as JSON")
     bisect.add_argument("command", metavar="COMMAND", nargs="+", help="the command and its arguments, after --")
     bisect.set_defaults(run=_bisect)
+
+    startup = commands.add_parser(
+        "startup",
+        help="whether a warm start compiles nothing",
+        usage="%(prog)s [-h] [--keep DIR] [--json] [MODEL | SCRIPT [ARGUMENT ...] | -m MODULE [ARGUMENT ...]]",
+        description="Start a script cold and warm, without the fixes and with them, each time in a fresh process, and "
+        "print what was compiled and what came from torch's compile caches. MODEL is one of ours, small and built in: "
+        "llama, qwen3, deepseek or glm; all of them by default. Exit status: 0 the warm start with the fixes compiles "
+        "nothing, 1 it does or there is no answer, 2 wrong usage, 130 on Ctrl-C.",
+    )
+    startup.add_argument(
+        "--keep", metavar="DIR", type=Path, help="where the output of the starts goes: a new or empty folder"
+    )
+    startup.add_argument("--json", action="store_true", help="print the starts as JSON")
+    startup.add_argument("-m", dest="module", action="store_true", help="SCRIPT is the name of a module")
+    startup.add_argument("target", metavar="SCRIPT", nargs="?", help="the script, or the name of a model")
+    startup.add_argument("arguments", metavar="ARGUMENT", nargs=argparse.REMAINDER, help="its arguments, unchanged")
+    startup.set_defaults(run=_startup)
 
     doctor = commands.add_parser("doctor", help="why it is not active here, and what to do")
     doctor.add_argument("--live", action="store_true", help="load torch's compiler in a fresh process, too")
@@ -210,6 +228,58 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+def _startup(options: argparse.Namespace) -> int:
+    from . import startup
+    from .bisect import CannotStart, Stopped, collected_signals, describe, output_folder
+
+    arguments = tuple(options.arguments)
+    names = (options.target,) if options.target else startup.MODELS
+    targets = [startup.Target(name, arguments, options.module) for name in names]
+    if options.module and not options.target:
+        return _unusable("startup", "-m takes the name of a module")
+    if not (options.module or targets[0].model or Path(names[0]).is_file()):
+        return _unusable("startup", f"{names[0]}: no such file, and no model ({', '.join(startup.MODELS)})")
+    try:
+        folder = output_folder(options.keep, "startup")
+    except OSError as error:
+        return _unusable("startup", f"{error.filename}: {error.strerror}")
+    print(f"output of the starts: {folder}", file=sys.stderr)
+    made, problems = {}, {}
+    try:
+        with collected_signals() as arrived:
+            for target in targets:
+
+                def tell(run: startup.Run, name: str = target.name) -> None:
+                    what = f"{run.counts.compiled} graphs compiled" if run.counts is not None else "no counts"
+                    ending = what if run.status == 0 else describe(run.status, math.inf)
+                    print(f"{name}: {run.label}: {ending} ({run.seconds:.1f} s)", file=sys.stderr, flush=True)
+
+                made[target.name] = startup.measure(target, folder, arrived, tell)
+                problems[target.name] = startup.problem(made[target.name])
+    except (CannotStart, OSError) as error:
+        return _unusable("startup", str(error))
+    except Stopped as stop:
+        print(f"{stop}; output of the starts: {folder}", file=sys.stderr)
+        return 128 + stop.number
+    if options.json:
+        rows = {
+            name: {"warm": problems[name] is None, "problem": problems[name], "runs": [run.as_json() for run in runs]}
+            for name, runs in made.items()
+        }
+        print(json.dumps(rows, indent=2))
+    else:
+        for name, runs in made.items():
+            print(f"\n{name}")
+            for line in startup.table(runs):
+                print(f"  {line}")
+            if runs[-1].status != 0:
+                print(f"  the end of {runs[-1].output}:")
+                for line in startup.last_lines(runs[-1].output):
+                    print(f"    {line}")
+            _print_wrapped(problems[name] or "the warm start compiles nothing", "  ")
+    return 1 if any(problems.values()) else 0
+
+
 def _bisect(options: argparse.Namespace) -> int:
     from . import bisect
 
@@ -222,9 +292,9 @@ def _bisect(options: argparse.Namespace) -> int:
         print(json.dumps({"verdict": "no candidates", "reason": reason}, indent=2) if options.json else reason)
         return 1
     try:
-        folder = bisect.output_folder(options.keep)
+        folder = bisect.output_folder(options.keep, "bisect")
     except OSError as error:
-        return _unusable(f"{error.filename}: {error.strerror}")
+        return _unusable("bisect", f"{error.filename}: {error.strerror}")
     print(f"fixes to choose from: {len(candidates)}; output of the runs: {folder}", file=sys.stderr)
 
     def tell(number: int, run: bisect.Run) -> None:
@@ -242,7 +312,7 @@ def _bisect(options: argparse.Namespace) -> int:
     except (bisect.CannotStart, OSError) as error:
         if not runs and not options.keep:
             folder.rmdir()
-        return _unusable(str(error))
+        return _unusable("bisect", str(error))
     except bisect.Stopped as stop:
         known = bisect.known_so_far(runs, options.timeout)
         print(f"{stop} after {len(runs)} runs: {known}; output of the runs: {folder}", file=sys.stderr)
@@ -261,8 +331,8 @@ def _bisect(options: argparse.Namespace) -> int:
     return 0 if isinstance(finding, bisect.Found) else 1
 
 
-def _unusable(message: str) -> int:
-    print(f"python -m torch_forwardfix bisect: {message}", file=sys.stderr)
+def _unusable(command: str, message: str) -> int:
+    print(f"python -m torch_forwardfix {command}: {message}", file=sys.stderr)
     return 2
 
 
