@@ -6,53 +6,40 @@ import json
 import subprocess
 import sys
 
-import pytest
 from conftest import environment
 
+# The second function is bypassed by both caches.
 SCRIPT = """
-import sys, torch, torch._inductor.config as config
+import torch, torch._inductor.config as config
 
 def double(graph):
     return None
 
-if "bypass" in sys.argv:
-    config.post_grad_custom_post_pass = double
 print(torch.compile(lambda x: x @ x)(torch.eye(3)))
+config.post_grad_custom_post_pass = double
+print(torch.compile(lambda x: x @ x @ x)(torch.eye(3)))
 """
 
 
-@pytest.fixture
-def measured(tmp_path):
-    def run(*arguments):
-        (tmp_path / "script.py").write_text(SCRIPT)
-        process = subprocess.run(
-            [sys.executable, "-m", "torch_forwardfix", "startup", "--json", "script.py", *arguments],
-            env=environment(tmp_path),
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
-        (row,) = json.loads(process.stdout).values()
-        return process.returncode, row
-
-    return run
-
-
-def test_a_script_that_torch_can_cache_starts_warm_with_and_without_the_fixes(measured):
-    status, row = measured()
-    assert (status, row["warm"]) == (0, True), row
-    for cold, warm in (row["runs"][:2], row["runs"][2:]):
-        for cache in ("fx", "aot"):
-            counted = [[run["counts"][cache][what] for what in ("hit", "miss", "bypass")] for run in (cold, warm)]
-            assert counted == [[0, 1, 0], [1, 0, 0]]
-        assert [(run["counts"]["captured"], run["counts"]["compiled"]) for run in (cold, warm)] == [(1, 1), (1, 0)]
+def test_hits_misses_and_bypasses_of_a_script_are_counted_and_the_reason_is_told(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    process = subprocess.run(
+        [sys.executable, "-m", "torch_forwardfix", "startup", "--json", "script.py"],
+        env=environment(tmp_path),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert process.returncode == 1, process.stderr
+    row = json.loads(process.stdout)["script.py"]
+    assert row["warm"] is False
     assert [bool(run["counts"]["fixes"]) for run in row["runs"]] == [False, False, True, True]
-
-
-def test_a_script_that_torch_cannot_cache_is_told_with_the_reason(measured):
-    status, row = measured("bypass")
-    warm = row["runs"][-1]["counts"]
-    assert (status, row["warm"], warm["compiled"]) == (1, False, 1)
-    assert warm["fx"]["bypass"] + warm["aot"]["bypass"] > 0
-    assert "custom" in " ".join(warm["reasons"]), warm
+    for run in row["runs"]:
+        counts = run["counts"]
+        cached = [1, 0] if run["warm"] else [0, 1]
+        assert [counts["fx"][what] for what in ("hit", "miss")] == cached
+        assert [counts["aot"][what] for what in ("hit", "miss")] == cached
+        assert counts["fx"]["bypass"] + counts["aot"]["bypass"] >= 1
+        assert (counts["captured"], counts["compiled"]) == (2, 1 if run["warm"] else 2)
+        assert any("custom" in reason for reason in counts["reasons"]), counts["reasons"]
