@@ -81,6 +81,12 @@ def test_torch(session: nox.Session, version: str, *tests: str) -> None:
     session.run(python, "-m", *PYTEST, "-n2", *(tests or ["tests/fixes"]), external=True)
 
 
+def test_startup(session: nox.Session, version: str) -> None:
+    # The tests of a file share its starts.
+    python = make(session, "torch", version, "pytest", "pytest-xdist")
+    session.run(python, "-m", *PYTEST, "-n2", "--dist=loadfile", "tests/startup", external=True)
+
+
 def test_vllm(session: nox.Session, version: str) -> None:
     session.run(make(session, "vllm", version, "pytest"), "-m", *PYTEST, "tests/vllm", external=True)
 
@@ -106,15 +112,19 @@ def tests(session: nox.Session) -> None:
         files += ["tests/fixes/test_faults.py"] if version == busiest else []
         files += ["tests/fixes/test_cache_key.py"] if version in CACHED_TORCH else []
         test_torch(session, version, *proofs, *files, LIVE)
+    for version in (COMPARED_TORCH[1], COMPARED_TORCH[-1]):
+        test_startup(session, version)
     for version in boundaries("vllm", ALL_VLLM):
         test_vllm(session, version)
 
 
 @nox.session
 def matrix(session: nox.Session) -> None:
-    """The tests of all fixes on all releases of torch and vLLM."""
+    """The tests of all fixes on all releases of torch and vLLM, and cold and warm starts."""
     for version in ALL_TORCH:
         test_torch(session, version)
+    for version in COMPARED_TORCH:
+        test_startup(session, version)
     for version in ALL_VLLM:
         test_vllm(session, version)
     for version in environments.VLLM_IMPORTED:

@@ -116,7 +116,8 @@ def measure(target: Target, folder: Path, arrived: Sequence[int], tell: Callable
 def _start(
     target: Target, folder: Path, with_fixes: bool, warm: bool, caches: Mapping[str, str], arrived: Sequence[int]
 ) -> Run:
-    name = f"{Path(target.name).stem}-{'with' if with_fixes else 'without'}-{'warm' if warm else 'cold'}"
+    fixes, start = "with" if with_fixes else "without", "warm" if warm else "cold"
+    name = f"{Path(target.name).name.removesuffix('.py')}-{fixes}-{start}"
     output, answer = folder / f"{name}.out", folder / f"{name}.json"
     kind = "model" if target.model else "module" if target.module else "script"
     command = [sys.executable, "-c", "from torch_forwardfix.startup import child; child()"]
@@ -196,6 +197,7 @@ def child() -> None:
 
         artifacts.update(start(name, Path(os.environ["TORCHINDUCTOR_CACHE_DIR"], "pieces")))
     elif kind == "module":
+        sys.path[0] = os.getcwd()
         runpy.run_module(name, run_name="__main__", alter_sys=True)
     else:
         sys.path[0] = str(Path(name).resolve().parent)

@@ -1,4 +1,4 @@
-"""vLLM compiles DeepSeek and Kimi models again at every warm start.
+"""A saved function forgets source files, and vLLM compiles DeepSeek and Kimi models again at every warm start.
 
 Dynamo keeps a list of the code that it has traced through; the files of a saved, AOT-compiled function come from it. A
 function that ended in an exception was left out, though its code decided what was traced: ``getattr(config, name,
@@ -96,7 +96,7 @@ def reproduce() -> None:
 
 FIX = Fix(
     id="traced-code-raised",
-    title="vLLM compiles DeepSeek and Kimi models again at every warm start",
+    title="a saved function forgets source files; vLLM compiles DeepSeek and Kimi again at every warm start",
     kind="cache",
     upstream=("vllm-project/vllm#38051",),
     affects={"torch": ">=2.9.0.dev0,<2.16.0rc99"},
