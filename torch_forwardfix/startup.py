@@ -147,15 +147,13 @@ def problem(runs: Sequence[Run]) -> str | None:
         return "nothing was compiled in the process that was started, so there is no answer"
     if not last.counts.anew:
         return None
-    fx, aot = last.counts.fx, last.counts.aot
-    return (
-        f"the warm start compiles: {last.counts.compiled} graphs; FX graph cache: {fx['miss']} misses, "
-        f"{fx['bypass']} bypasses; AOTAutograd cache: {aot['miss']} misses, {aot['bypass']} bypasses"
-    )
+    caches = {"FX graph cache": last.counts.fx, "AOTAutograd cache": last.counts.aot}
+    said = [f"{name}: misses {cache['miss']}, bypasses {cache['bypass']}" for name, cache in caches.items()]
+    return f"the warm start compiles; graphs compiled: {last.counts.compiled}; {'; '.join(said)}"
 
 
 def table(runs: Sequence[Run]) -> list[str]:
-    """The starts as lines of text, the reasons of bypasses below them."""
+    """The starts as lines of text, and below them why the last one bypassed a cache."""
     columns = "hit  miss  bypass"
     lines = [
         f"{'':<43}{'FX graph cache':<22}{'AOTAutograd cache':<22}artifacts",
@@ -169,9 +167,8 @@ def table(runs: Sequence[Run]) -> list[str]:
             saved = f"{made['saved']:>5}{made['loaded']:>8}" if made else "    -       -"
             line += f"{run.counts.captured:>8}{run.counts.compiled:>10}   {caches[0]:<22}{caches[1]:<22}{saved}"
         lines.append(line)
-    for run in runs:
-        for reason, times in (run.counts.reasons if run.counts is not None else {}).items():
-            lines.append(f"{run.label}: {reason}{f' ({times} times)' if times > 1 else ''}")
+    for reason, times in (runs[-1].counts.reasons if runs[-1].counts is not None else {}).items():
+        lines.append(f"{reason}{f' ({times} times)' if times > 1 else ''}")
     return lines
 
 

@@ -68,11 +68,15 @@ def test_a_warm_start_that_compiles_nothing_exits_0_and_shows_the_counts(startup
 
 
 def test_a_warm_start_that_bypasses_a_cache_exits_1_and_says_why(startup) -> None:
+    process = startup("train.py", "bypass", "--json", "-m")
+    assert (process.returncode, process.stdout.count("'of a reason'")) == (1, 1), process.stdout
     process = startup("--json", "train.py", "bypass", "--json", "-m")
     assert process.returncode == 1, process.stderr
     row = json.loads(process.stdout)["train.py"]
     assert row["warm"] is False
-    assert row["problem"].startswith("the warm start compiles: 0 graphs; FX graph cache: 0 misses, 1 bypasses")
+    assert row["problem"].startswith(
+        "the warm start compiles; graphs compiled: 0; FX graph cache: misses 0, bypasses 1;"
+    )
     assert row["runs"][-1]["counts"]["reasons"] == {"Bypassing FX Graph Cache because 'of a reason'": 1}
     assert [(run["with"], run["warm"], run["status"]) for run in row["runs"]] == [
         (False, False, 0),
