@@ -83,7 +83,7 @@ def test_torch(session: nox.Session, version: str, *tests: str) -> None:
 
 def test_startup(session: nox.Session, version: str) -> None:
     # The tests of a file share its starts.
-    python = make(session, "torch", version, "pytest", "pytest-xdist")
+    python = make(session, "torch", version, "pytest", "pytest-xdist", "--requirement=tests/startup/requirements.txt")
     session.run(python, "-m", *PYTEST, "-n2", "--dist=loadfile", "tests/startup", external=True)
 
 

@@ -213,7 +213,11 @@ def start(name: str, folder: Path) -> dict[str, int]:
     model = MODELS[name]()
     model.eval().requires_grad_(False)
     tokens = torch.randint(model.embedding.num_embeddings, (TOKENS,))
-    made = Start(len(model.layers))
+    return run(model, tokens, Start(len(model.layers)), folder)
+
+
+def run(model: Callable[[Tensor], Tensor], tokens: Tensor, made: Start, folder: Path) -> dict[str, int]:
+    """The same for a model that calls :func:`attention` for its attention; what is done is added up in ``made``."""
 
     def backend(graph: GraphModule, inputs: list[Any]) -> GraphModule:
         return _compile_pieces(graph, folder, made)

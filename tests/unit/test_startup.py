@@ -43,6 +43,8 @@ if "bypass" in sys.argv:
 def startup(torch_tree, tmp_path):
     (torch_tree.cwd / "train.py").write_text(SCRIPT)
     torch_tree.write({"torch/_dynamo/utils.py": COUNTERS, "trainer.py": SCRIPT})
+    # No fix is for this release: where the wheel is installed, those that are would call the counters drifted.
+    torch_tree.write({"torch/version.py": "__version__ = '1.13.0'\n"})
     (tmp_path / "tmp").mkdir()
 
     def run(*arguments: str) -> Any:
