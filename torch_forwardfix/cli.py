@@ -6,15 +6,18 @@ import argparse
 import io
 import json
 import math
+import os
 import sys
-import textwrap
 from collections.abc import Sequence
+from dataclasses import asdict
 from inspect import getdoc, getmodule
 from pathlib import Path
 
 from . import catalog, engine, report, settings
 from ._version import __version__
 from .fix import Fix
+from .status_text import fill, print_status, print_upgrades
+from .upgrade import upgrades
 
 _BAD_STATES = ("failed", "drifted", "missed")
 
@@ -23,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status.
 
     0 all is well, 1 a check or a proof failed, a search found nothing or doctor something wrong, 2 wrong usage, 128 + N
-    stopped by signal N.
+    stopped by signal N, 141 where nobody reads the output any more.
     """
     parser = argparse.ArgumentParser(
         prog="python -m torch_forwardfix",
@@ -37,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     status.add_argument("--live", action="store_true", help="import torch's compiler here and say what did happen")
     status.add_argument("--json", action="store_true", help="print the report as JSON")
     status.add_argument("--check", action="store_true", help="exit 1 if a fix failed or the hook is not active")
+    status.add_argument("--upgrade", action="store_true", help="what newer releases of torch would need")
     status.set_defaults(run=_status)
 
     show = commands.add_parser("show", help="the story of one bug")
@@ -100,43 +104,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     doctor.set_defaults(run=_doctor)
 
     options = parser.parse_args(arguments)
-    return int(options.run(options))
+    try:
+        return int(options.run(options))
+    except BrokenPipeError:
+        # Whoever read the output has seen enough, `head` say. What is left to write at exit has nowhere to go, either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # 128 + SIGPIPE, which not every system has
 
 
 def _status(options: argparse.Namespace) -> int:
     made = report.collect(live=options.live)
+    needed = [fix.id for fix in made.fixes if fix.state in ("applied", "waiting")]
+    newer = upgrades(made.torch, needed, [fix.id for fix in made.fixes if fix.state == "disabled"])
     if options.json:
-        print(json.dumps(made.as_json(), indent=2))
+        rows = {"upgrades": [asdict(upgrade) for upgrade in newer]} if options.upgrade else {}
+        print(json.dumps({**made.as_json(), **rows}, indent=2))
     else:
-        _print_report(made)
+        (print_upgrades if options.upgrade else print_status)(made, newer)
     wrong = not made.active or any(fix.state in _BAD_STATES for fix in made.fixes)
     return 1 if options.check and wrong else 0
-
-
-def _print_report(made: report.Report) -> None:
-    torch = f"torch {made.torch}" if made.torch else "torch is not installed"
-    print(f"torch-forwardfix {made.version}, Python {made.python}, {torch}: {'' if made.active else 'not '}active")
-    if made.reason:
-        _print_wrapped(made.reason, "  ")
-    for fix in made.fixes:
-        print(f"\n{fix.state:<14} {fix.id}")
-        if fix.title:
-            _print_wrapped(fix.title, " " * 15)
-        _print_wrapped(fix.reason, " " * 15)
-        if fix.proved_on:
-            _print_wrapped(f"proved on {', '.join(fix.proved_on)}", " " * 15)
-    for bug in made.unfixed:
-        if bug.here:
-            print(f"\n{'unfixed':<14} {bug.id}")
-            for text in (bug.title, bug.why, f"what to do: {bug.workaround}", f"seen on {', '.join(bug.seen_on)}"):
-                _print_wrapped(text, " " * 15)
-
-
-def _print_wrapped(text: str, first: str, rest: str | None = None) -> None:
-    rest = first if rest is None else rest
-    # Paths and ids stay in one piece.
-    wrapper = textwrap.TextWrapper(100, first, rest, break_on_hyphens=False, break_long_words=False)
-    print(wrapper.fill(text))
 
 
 def _show(options: argparse.Namespace) -> int:
@@ -168,7 +154,7 @@ def _show(options: argparse.Namespace) -> int:
             "here": report.why_not_here(bug) or "this release has it",
         }
     for name, value in rows.items():
-        _print_wrapped(f"{name + ':':<16}{value}", "", " " * 16)
+        print(fill(f"{name + ':':<16}{value}", "", " " * 16))
     story = getdoc(getmodule(bug.reproduce))
     if story:
         print(f"\n{story}")
@@ -276,7 +262,7 @@ def _startup(options: argparse.Namespace) -> int:
                 print(f"  the end of {runs[-1].output}:")
                 for line in startup.last_lines(runs[-1].output):
                     print(f"    {line}")
-            _print_wrapped(problems[name] or "the warm start compiles nothing", "  ")
+            print(fill(problems[name] or "the warm start compiles nothing", "  "))
     return 1 if any(problems.values()) else 0
 
 
@@ -355,8 +341,8 @@ def _doctor(options: argparse.Namespace) -> int:
         )
     for finding in found.findings:
         print(f"\n{finding.severity:<6} {finding.code}")
-        _print_wrapped(f"{finding.what}.", " " * 7)
-        _print_wrapped(f"{finding.advice}{':' if finding.command else '.'}", " " * 7)
+        print(fill(f"{finding.what}.", " " * 7))
+        print(fill(f"{finding.advice}{':' if finding.command else '.'}", " " * 7))
         if finding.command:
             print(f"{' ' * 9}{finding.command}")
     print("\nNothing is wrong." if found.well else "\nSomething is wrong.")
