@@ -19,14 +19,14 @@ WIDTH, ID, SINCE = 100, 29, 10
 _WRONG = ("failed", "drifted", "missed", "foreign", "superseded")
 _APPLY = ("applied", "waiting")
 _NOT_NEEDED = ("not-affected", "already-fixed")
-_KINDS: dict[Kind, str] = {
+KIND_NAMES: dict[Kind, str] = {
     "wrong-result": "wrong results",
     "crash": "crashes",
     "cache": "caches",
     "startup": "time to compile",
     "config": "configuration",
 }
-assert list(_KINDS) == list(KINDS)
+assert list(KIND_NAMES) == list(KINDS)
 
 _RESET = "\033[0m"
 _STYLES = {"bold": "\033[1m", "good": "\033[32m", "bad": "\033[31m", "note": "\033[33m", "dim": "\033[2m"}
@@ -108,7 +108,7 @@ def _table(heading: str, style: str, fixes: Sequence[FixStatus]) -> Iterator[Lin
     yield "", ""
     yield style, f"{heading}: {len(fixes)}"
     yield "dim", f"  {'':<{ID}}{'upstream':<{SINCE}}symptom"
-    for kind, name in _KINDS.items():
+    for kind, name in KIND_NAMES.items():
         ours = [fix for fix in fixes if fix.kind == kind]
         if ours:
             yield "bold", f"  {name}"
