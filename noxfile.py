@@ -10,11 +10,14 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import nox
+from packaging.version import Version
 
 sys.path.insert(0, str(Path(__file__).parent / "tests"))
 import compatibility_page
+import drift as drift_page
 import environments
 
 nox.options.sessions = ["tests"]
@@ -147,6 +150,31 @@ def evidence(session: nox.Session) -> None:
     lines = ",\n".join(f"  {json.dumps(row)}" for row in rows)
     EVIDENCE.write_text(f'{{"rows": [\n{lines}\n]}}\n', encoding="utf-8")
     session.log(f"wrote {len(rows)} rows to {EVIDENCE}")
+
+
+@nox.session
+def drift(session: nox.Session) -> None:
+    """What the release of torch after ``--`` means for the fixes: docs/drift.md."""
+    if len(session.posargs) != 1:
+        session.error("say which release: nox --session drift -- 2.16.0")
+    (version,) = session.posargs
+    older = [known for known in ALL_TORCH if Version(known) < Version(version)]
+    made, files = [], []
+    for release in (older[-1], version):
+        python = make(session, "torch", release)
+
+        def ask(*arguments: str, python: str = python) -> Any:
+            variables = {"TORCH_FORWARDFIX": "0"}
+            command = (python, "tests/drift.py", *arguments)
+            printed = session.run(*command, external=True, silent=True, stderr=None, env=variables)
+            return json.loads(str(printed).splitlines()[-1])
+
+        made.append(ask("look"))
+    made[1]["runs"] = ask("reproduce", *drift_page.concerned(*made))
+    for number, found in enumerate(made):
+        files.append(Path(session.create_tmp()).resolve() / f"{number}.json")
+        files[-1].write_text(json.dumps(found), encoding="utf-8")
+    session.run("python", "tests/drift.py", "page", *map(str, files))
 
 
 @nox.session
