@@ -1,6 +1,6 @@
 """Sessions: ``tests`` is what CI runs; ``matrix``, ``evidence``, ``compare`` and ``demo`` work on more releases,
 ``trust`` and ``neighbours`` on more Pythons, ``installs`` on the ways of installing that take long, and ``benchmark``
-measures what all this costs.
+measures what all this costs. ``browser`` opens a page of the docs.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ EVERYTHING = (("torch", ALL_TORCH), ("vllm", ALL_VLLM))
 COMPARISON = Path("tests", "compare", "evidence.json")
 EVIDENCE = Path("torch_forwardfix", "evidence.json")
 PYTEST = ("pytest", "-q", "-rs")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 TEST_TOOLS = ("pytest", "pip", "build", "uv", "packaging", "importlib-metadata", "hypothesis")
 PROOF = "tests/fixes/test_proofs.py::test_bug_is_there_without_and_gone_with_the_fix_exactly_in_its_range"
 STAYS = "tests/fixes/test_proofs.py::test_bug_that_stays_is_there_exactly_in_its_range"
@@ -150,6 +152,19 @@ def evidence(session: nox.Session) -> None:
     lines = ",\n".join(f"  {json.dumps(row)}" for row in rows)
     EVIDENCE.write_text(f'{{"rows": [\n{lines}\n]}}\n', encoding="utf-8")
     session.log(f"wrote {len(rows)} rows to {EVIDENCE}")
+    session.install("packaging", "importlib-metadata")
+    session.run("python", "tests/evidence_page.py", env={"PYTHONPATH": "."})
+
+
+@nox.session
+def browser(session: nox.Session) -> None:
+    """docs/evidence.html in a real browser: chromium, or the one that FORWARDFIX_BROWSER names."""
+    found = os.environ.get("FORWARDFIX_BROWSER") or next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None:
+        session.error(f"none of {', '.join(BROWSERS)} is here: install one, or name one in FORWARDFIX_BROWSER")
+    session.install("pytest", "packaging", "importlib-metadata")
+    env = {"FORWARDFIX_BROWSER": found, "PYTHONPATH": "."}
+    session.run("python", "-m", *PYTEST, "tests/unit/test_evidence_page.py", env=env)
 
 
 @nox.session

@@ -153,6 +153,8 @@ def _show(options: argparse.Namespace) -> int:
             "seen on": ", ".join(catalog.seen_on(bug)) or "no release yet",
             "here": report.why_not_here(bug) or "this release has it",
         }
+    if any(row["fix"] == bug.id for row in catalog.evidence()):
+        rows["evidence"] = f"docs/evidence.md#{bug.id}"
     for name, value in rows.items():
         print(fill(f"{name + ':':<16}{value}", "", " " * 16))
     story = getdoc(getmodule(bug.reproduce))
