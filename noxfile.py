@@ -1,10 +1,12 @@
 """Sessions: ``tests`` is what CI runs; ``matrix``, ``evidence``, ``compare`` and ``demo`` work on more releases,
 ``trust`` and ``neighbours`` on more Pythons, ``installs`` on the ways of installing that take long, and ``benchmark``
-measures what all this costs. ``browser`` opens a page of the docs.
+measures what all this costs. ``browser`` opens a page of the docs, ``lint`` looks at the
+code, ``release`` builds and tries what is published.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
@@ -20,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent / "tests"))
 import compatibility_page
 import drift as drift_page
 import environments
+import release as distributions
 
 nox.options.sessions = ["tests"]
 nox.options.default_venv_backend = "uv|virtualenv"
@@ -35,6 +38,8 @@ ALL_VLLM = tuple(environments.VLLM_TORCH)
 COMPARED_TORCH = tuple({version.rpartition(".")[0]: version for version in ALL_TORCH}.values())
 # Where CI compiles with and without fixes on the same caches.
 CACHED_TORCH = ("2.10.0", "2.12.1", "2.13.0", "2.15.0")
+# That has the bug of tests/demo.py.
+DEMO_TORCH = "2.10.0"
 ALL_PYTHON = ("3.10", "3.11", "3.12", "3.13", "3.14", "3.15")
 EVERYTHING = (("torch", ALL_TORCH), ("vllm", ALL_VLLM))
 
@@ -280,10 +285,66 @@ def installs(session: nox.Session) -> None:
     session.run(*PYTEST, "-m", "slow", "tests/install", *session.posargs)
 
 
+def build_release(session: nox.Session, name: str, seconds: str, **env: str) -> tuple[Path, Path]:
+    """Build the sdist from what is committed, and the wheel from the sdist, in a folder of this name."""
+    folder = Path(session.create_tmp()).resolve() / name
+    shutil.rmtree(folder, ignore_errors=True)
+    distributions.export(folder / "source")
+    command = (environments.uv(), "build", "--quiet", f"--out-dir={folder / 'dist'}")
+    env["SOURCE_DATE_EPOCH"] = seconds
+    session.run(*command, "--sdist", str(folder / "source"), external=True, env=env)
+    (sdist,) = folder.glob("dist/*.tar.gz")
+    distributions.repack(sdist, int(seconds))
+    session.run(*command, "--wheel", str(sdist), external=True, env=env)
+    (wheel,) = folder.glob("dist/*.whl")
+    return sdist, wheel
+
+
+@nox.session
+def release(session: nox.Session) -> None:
+    """Build what is committed into dist/, twice and to the same bytes; check it, install it, and try it with torch."""
+    if changed := distributions.git("status", "--porcelain"):
+        session.warn(f"not committed, so not in it:\n{changed}")
+    # It is in the modes of what a build generates.
+    os.umask(0o022)
+    seconds = distributions.git("log", "-1", "--format=%ct")
+    built = build_release(session, "first", seconds)
+    again = build_release(session, "the-second", seconds, TZ="Asia/Tokyo", LC_ALL="C", PYTHONHASHSEED="1")
+    for one, other in zip(built, again, strict=True):
+        if one.read_bytes() != other.read_bytes():
+            session.error(f"two builds of the same commit differ: {one} and {other}")
+    sdist, wheel = built
+    session.install("twine", "check-wheel-contents")
+    session.run("twine", "check", "--strict", str(sdist), str(wheel))
+    session.run("check-wheel-contents", str(wheel))
+
+    base = environments.torch(DEMO_TORCH)
+    python = str(environments.over(base, "release", str(wheel), "packaging", "importlib-metadata"))
+    program = str(Path("tests", "demo.py").resolve())
+    ours = (python, "-m", "torch_forwardfix")
+    # Away from the package that is here.
+    with session.chdir(session.create_tmp()):
+        session.run(python, program, external=True, env={"TORCH_FORWARDFIX": "0"}, success_codes=[1])
+        session.run(python, program, external=True)
+        session.run(*ours, "status", "--live", "--check", external=True, silent=True)
+        session.run(*ours, "doctor", external=True, silent=True)
+        said = str(session.run(*ours, "--version", external=True, silent=True)).strip()
+    version = wheel.name.split("-")[1]
+    if said != f"torch-forwardfix {version}" or sdist.name != f"torch_forwardfix-{version}.tar.gz":
+        session.error(f"one version is wanted, not those of {wheel.name}, {sdist.name} and {said!r}")
+    if f"## [{version}]" not in Path("CHANGELOG.md").read_text("utf-8"):
+        session.warn(f"CHANGELOG.md has no section [{version}] yet")
+    dist = Path("dist")
+    dist.mkdir(exist_ok=True)
+    for file in built:
+        shutil.copyfile(file, dist / file.name)
+        session.log(f"sha256 {hashlib.sha256(file.read_bytes()).hexdigest()}  {dist / file.name}")
+
+
 @nox.session
 def demo(session: nox.Session) -> None:
     """A torch with a bug: the same program before and after, and what status says."""
-    python = make(session, "torch", "2.10.0")
+    python = make(session, "torch", DEMO_TORCH)
     session.log("the program, with TORCH_FORWARDFIX=0: it fails, as it always did on torch 2.10.0")
     session.run(python, "tests/demo.py", external=True, env={"TORCH_FORWARDFIX": "0"}, success_codes=[1])
     session.log("the program as it is")
