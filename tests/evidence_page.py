@@ -12,7 +12,7 @@ from html import escape
 from pathlib import Path
 from string import Template
 
-from torch_forwardfix import catalog
+from torch_forwardfix import catalog, status_text
 from torch_forwardfix.fix import KINDS, Bug
 
 ROOT = Path(__file__).parents[1]
@@ -23,13 +23,7 @@ TEMPLATE = ROOT / "tests" / "evidence_page.html"
 
 Row = Mapping[str, str]
 
-HEADINGS = {
-    "wrong-result": "Wrong results",
-    "crash": "Crashes",
-    "cache": "Caches",
-    "startup": "Start-up",
-    "config": "Configuration",
-}
+HEADINGS = {kind: words.capitalize() for kind, words in status_text._KINDS.items()}
 # By what was seen without us and with us: a sign, a word, and what it means.
 SEEN = {
     ("present", "absent"): ("●", "fixed", "the bug is there without us, and gone with us"),
