@@ -143,7 +143,7 @@ def matrix(session: nox.Session) -> None:
 
 @nox.session
 def evidence(session: nox.Session) -> None:
-    """Run every reproduction on every release, and write what they showed into the package; ``-- ID ...`` for some."""
+    """Run every reproduction on every release, write what they showed into the package and the docs; ``-- ID ...``."""
     known = json.loads(EVIDENCE.read_text("utf-8"))["rows"]
     rows = [row for row in known if session.posargs and row["fix"] not in session.posargs]
     for kind, versions in EVERYTHING:
@@ -157,7 +157,8 @@ def evidence(session: nox.Session) -> None:
     EVIDENCE.write_text(f'{{"rows": [\n{lines}\n]}}\n', encoding="utf-8")
     session.log(f"wrote {len(rows)} rows to {EVIDENCE}")
     session.install("packaging", "importlib-metadata")
-    session.run("python", "tests/evidence_page.py", env={"PYTHONPATH": "."})
+    for pages in "tests/evidence_page.py", "tests/fix_pages.py":
+        session.run("python", pages, env={"PYTHONPATH": "."})
 
 
 @nox.session

@@ -12,8 +12,9 @@ from html import escape
 from pathlib import Path
 from string import Template
 
-from torch_forwardfix import catalog, status_text
+from torch_forwardfix import catalog
 from torch_forwardfix.fix import KINDS, Bug
+from torch_forwardfix.status_text import KIND_NAMES
 
 ROOT = Path(__file__).parents[1]
 EVIDENCE = ROOT / "torch_forwardfix" / "evidence.json"
@@ -23,7 +24,7 @@ TEMPLATE = ROOT / "tests" / "evidence_page.html"
 
 Row = Mapping[str, str]
 
-HEADINGS = {kind: words.capitalize() for kind, words in status_text._KINDS.items()}
+HEADINGS = {kind: words.capitalize() for kind, words in KIND_NAMES.items()}
 # By what was seen without us and with us: a sign, a word, and what it means.
 SEEN = {
     ("present", "absent"): ("●", "fixed", "the bug is there without us, and gone with us"),
@@ -109,7 +110,7 @@ def page(made: Table) -> str:
         for bug in bugs:
             cells = (" ".join(map(_mark, made.cells.get((bug.id, release), ()))) for release in releases)
             title = bug.title.replace("|", "\\|")
-            lines.append(f'| <a id="{bug.id}"></a>`{bug.id}`: {title} | {" | ".join(cells)} |')
+            lines.append(f'| <a id="{bug.id}"></a>[{bug.id}](fixes/{bug.id}.md): {title} | {" | ".join(cells)} |')
         parts.append(f"## {HEADINGS[kind]}\n\n" + "\n".join(lines) + "\n")
     return "\n".join(parts)
 

@@ -125,9 +125,10 @@ def test_html_without_script_shows_all_and_no_filters():
     assert Page(evidence.HTML.read_text("utf-8")).form_hidden is True
 
 
-def test_markdown_holds_every_bug_once_with_an_anchor():
-    anchors = re.findall(r'<a id="([^"]+)"></a>`([^`]+)`', evidence.PAGE.read_text("utf-8"))
-    assert sorted(anchors) == sorted((id, id) for id in BUGS)
+def test_markdown_holds_every_bug_once_with_an_anchor_and_a_link():
+    found = re.findall(r'<a id="([^"]+)"></a>\[([^]]+)\]\(([^)]+)\)', evidence.PAGE.read_text("utf-8"))
+    assert sorted(found) == sorted((id, id, f"fixes/{id}.md") for id in BUGS)
+    assert [link for _, _, link in found if not (evidence.PAGE.parent / link).exists()] == []
 
 
 @pytest.mark.parametrize("id", ["aot-builtins", "set-mutation-lost"])
@@ -147,12 +148,12 @@ def test_markdown_tells_what_was_seen_and_how():
     title = BUGS["mul-zero-nan"].title
     assert wrong == (
         "Wrong results\n\n| | vllm<br>0.99.0 |\n|---|:-:|\n"
-        f'| <a id="mul-zero-nan"></a>`mul-zero-nan`: {title} | ✗<sup>gpu</sup> |\n'
+        f'| <a id="mul-zero-nan"></a>[mul-zero-nan](fixes/mul-zero-nan.md): {title} | ✗<sup>gpu</sup> |\n'
     )
     title = BUGS["aot-builtins"].title
     assert crashes == (
         "Crashes\n\n| | torch<br>2.9.0 | torch<br>2.99.0 |\n|---|:-:|:-:|\n"
-        f'| <a id="aot-builtins"></a>`aot-builtins`: {title} | ● | ·<sup>generated</sup> |\n'
+        f'| <a id="aot-builtins"></a>[aot-builtins](fixes/aot-builtins.md): {title} | ● | ·<sup>generated</sup> |\n'
     )
 
 
