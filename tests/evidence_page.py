@@ -77,16 +77,15 @@ def seen(row: Row) -> tuple[str, str, str]:
 
 
 def how(row: Row) -> str:
-    """A key of ``HOW``: what names no way of ours is the name of a GPU."""
-    said = row.get("shown", "cpu")
-    return said if said in HOW else "gpu"
+    """A key of ``HOW``; in the evidence, ``gpu`` comes with the name of the GPU."""
+    return row.get("by", "cpu").partition(" ")[0]
 
 
 def hows(rows: Iterable[Row]) -> dict[str, str]:
     """The ways in which these rows were seen, and what each means, with the names of the GPUs."""
     used = {how(row) for row in rows}
-    gpus = sorted({row["shown"] for row in rows if how(row) == "gpu"} - {"gpu"})
-    meanings = {**HOW, "gpu": f"{HOW['gpu']}: {', '.join(gpus)}" if gpus else HOW["gpu"]}
+    gpus = sorted({row["by"].removeprefix("gpu ") for row in rows if how(row) == "gpu"})
+    meanings = {**HOW, "gpu": f"{HOW['gpu']}: {', '.join(gpus)}"}
     return {name: meaning for name, meaning in meanings.items() if name in used}
 
 

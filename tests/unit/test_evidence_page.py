@@ -39,7 +39,7 @@ SOME = (
     {"fix": "aot-builtins", "release": "torch 2.99.0", "without": "absent", "with": "absent", "state": "not-affected"},
     {"fix": "mul-zero-nan", "release": "vllm 0.99.0", "without": "present", "with": "present", "state": "drifted"},
 )
-GENERATED, ON_GPU = {"shown": "generated"}, {"shown": "NVIDIA <T1000>"}
+GENERATED, ON_GPU = {"by": "generated"}, {"by": "gpu NVIDIA <T1000>"}
 
 
 def small(*more):
