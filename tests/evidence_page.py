@@ -130,18 +130,18 @@ def html(made: Table) -> str:
     return Template(TEMPLATE.read_text("utf-8")).substitute(
         legend="\n".join(legend),
         where=where(made.rows),
-        kinds=_options({kind: HEADINGS[kind] for kind in made.kinds}),
-        releases=_options({release: release for release in releases}),
-        words=_options({word: f"{word}: {meaning}" for _, word, meaning in words}),
-        ways=_options(ways),
+        kinds="".join(_option(kind, HEADINGS[kind]) for kind in made.kinds),
+        releases="".join(_option(release, release) for release in releases),
+        words="".join(_option(word, word) for _, word, _ in words),
+        ways="".join(_option(way, way) for way in ways),
         count=len(bugs),
         heads="\n".join(_head(release, made.rows) for release in releases),
         bodies="\n".join(_body(kind, some, releases, made) for kind, some in made.kinds.items()),
     )
 
 
-def _options(choices: Mapping[str, str]) -> str:
-    return "".join(f'<option value="{escape(value)}">{escape(text)}</option>' for value, text in choices.items())
+def _option(value: str, text: str) -> str:
+    return f'<option value="{escape(value)}">{escape(text)}</option>'
 
 
 def _head(release: str, rows: Iterable[Row]) -> str:
