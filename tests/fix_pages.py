@@ -50,7 +50,7 @@ def _since(bug: Bug) -> str:
 
 
 def _seen(bug: Bug) -> list[str]:
-    return [row["release"] for row in catalog.evidence() if row["fix"] == bug.id and row["without"] == "present"]
+    return list(dict.fromkeys(release for releases in catalog.seen_on(bug).values() for release in releases))
 
 
 def _range(bug: Bug) -> str:
@@ -73,7 +73,7 @@ def _page(bug: Bug) -> str:
     ]
     rows = {
         "kind": KIND_NAMES[bug.kind],
-        "seen on": ", ".join(_seen(bug)) or "no release yet",
+        "seen on": catalog.told(catalog.seen_on(bug)) or "no release yet",
         "upstream": ", ".join(links) or "no report",
         "fixed in": _since(bug) if bug.fixed_in else "no release yet",
         "range": ", ".join(f"{name} `{specifier}`" for name, specifier in bug.affects.items()),

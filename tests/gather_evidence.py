@@ -34,9 +34,11 @@ def row(distribution: str, fix: Fix | Unfixed) -> dict[str, str] | None:
         for run in (without, with_fix):
             if run.verdict == "error":
                 raise SystemExit(f"{fix.id} on {found['release']}: the reproduction itself failed: {run.detail}")
-        found |= {"without": without.verdict, "with": with_fix.verdict, "state": with_fix.state}
+        if without.by != with_fix.by:
+            raise SystemExit(f"{fix.id} on {found['release']}: {without.by} without the fix, {with_fix.by} with it")
+        found |= {"without": without.verdict, "with": with_fix.verdict, "state": with_fix.state, "by": with_fix.by}
     elif distribution == "torch":
-        found |= {"without": "not applicable", "with": "not applicable", "state": "not-affected"}
+        found |= {"without": "not applicable", "with": "not applicable", "state": "not-affected", "by": "cpu"}
     else:
         return None
     print(found, file=sys.stderr, flush=True)

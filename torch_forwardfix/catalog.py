@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pkgutil
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -12,7 +12,7 @@ from typing import Any
 
 from . import fixes
 from . import unfixed as unfixed_bugs
-from .fix import Fix, Outcome, Unfixed
+from .fix import Bug, Fix, Outcome, Unfixed
 from .gates import metadata
 
 ENTRY_POINTS = "torch_forwardfix.fixes"
@@ -90,15 +90,30 @@ def evidence() -> tuple[Mapping[str, str], ...]:
     return tuple(json.loads(pkgutil.get_data(__package__, "evidence.json") or b"")["rows"])
 
 
-def seen_on(bug: Unfixed) -> list[str]:
-    """The releases on which the reproduction of ``bug`` showed it."""
-    return [row["release"] for row in evidence() if row["fix"] == bug.id and row["without"] == "present"]
+def seen_on(bug: Bug) -> dict[str, list[str]]:
+    """The releases on which the reproduction of ``bug`` showed it, by what that rests on (see ``verify.Run.by``)."""
+    return _releases(row for row in evidence() if row["fix"] == bug.id and row["without"] == "present")
 
 
-def proved_on(fix: Fix) -> list[str]:
-    """The releases on which the reproduction of ``fix`` failed without it and passed with it."""
-    return [
-        row["release"]
-        for row in evidence()
-        if row["fix"] == fix.id and row["without"] == "present" and row["with"] == "absent"
-    ]
+def proved_on(fix: Fix) -> dict[str, list[str]]:
+    """The releases on which the reproduction of ``fix`` failed without it and passed with it, like :func:`seen_on`."""
+    return _releases(
+        row for row in evidence() if row["fix"] == fix.id and row["without"] == "present" and row["with"] == "absent"
+    )
+
+
+def told(releases: Mapping[str, list[str]]) -> str:
+    """What :func:`seen_on` and :func:`proved_on` return, for people.
+
+    >>> told({"cpu": ["torch 2.9.0", "torch 2.9.1"], "generated": ["torch 2.9.0"], "gpu NVIDIA H100": ["torch 2.9.1"]})
+    'torch 2.9.0, torch 2.9.1; torch 2.9.0 (generated code); torch 2.9.1 (NVIDIA H100)'
+    """
+    ways = {way: f" ({way.removeprefix('gpu ')})" for way in releases} | {"cpu": "", "generated": " (generated code)"}
+    return "; ".join(", ".join(names) + ways[way] for way, names in releases.items())
+
+
+def _releases(rows: Iterable[Mapping[str, str]]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        found.setdefault(row["by"], []).append(row["release"])
+    return found

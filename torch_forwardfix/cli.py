@@ -143,14 +143,14 @@ def _show(options: argparse.Namespace) -> int:
         rows |= {
             "patches": ", ".join(bug.targets),
             "generated code": "changed" if bug.changes_codegen else "not changed",
-            "proved on": ", ".join(catalog.proved_on(bug)) or "no release yet",
+            "proved on": catalog.told(catalog.proved_on(bug)) or "no release yet",
             "here": "{0.state}: {0.reason}".format(engine.outcome_of(engine.make_plan(), bug.id)),
         }
     else:
         rows |= {
             "not fixed": bug.why,
             "what to do": bug.workaround,
-            "seen on": ", ".join(catalog.seen_on(bug)) or "no release yet",
+            "seen on": catalog.told(catalog.seen_on(bug)) or "no release yet",
             "here": report.why_not_here(bug) or "this release has it",
         }
     if any(row["fix"] == bug.id for row in catalog.evidence()):

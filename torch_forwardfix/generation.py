@@ -1,8 +1,10 @@
 """What inductor writes for a GPU, on a machine that has none: kernels are generated for a pretended H100 and never run.
 
-The graph is put onto ``cuda:0`` with fake tensors, and torch is told of the properties of an H100 and that triton is
-there. All that decides (dynamo, AOTAutograd, inductor's scheduler and its triton code generation) is torch's own.
-Compilation ends where the text would be loaded, so neither a GPU, nor triton, nor a C++ compiler is needed.
+Dynamo and AOTAutograd trace the program on the CPU: autograd's engine, and tensors made from numbers, need a driver.
+From inductor's passes over the joint graph on it is on ``cuda:0``, and torch is told of the properties of an H100 and
+that triton is there. All that decides is torch's own. Compilation ends where the text would be loaded: it takes neither
+a GPU, nor triton, nor a C++ compiler. What differs from an H100 is what decompositions make of the device, as in
+``scaled_dot_product_attention``, and what would be measured, as for templates and padding.
 
 One day torch will ask for something that is not pretended here. So everything that is replaced has to be there, and
 what comes out has to be kernels for that H100; else :class:`NotGenerated` is raised. It takes a process of its own:
@@ -21,6 +23,8 @@ from typing import Any
 from unittest import mock
 
 _DEVICE = "cuda:0"
+_way = "cpu"
+
 H100 = SimpleNamespace(
     name="NVIDIA H100 80GB HBM3",
     major=9,
@@ -86,7 +90,17 @@ def gpu() -> str | None:
     """The name of the GPU that programs can be run on here, or None where kernels can only be generated."""
     import torch
 
-    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    global _way
+    if not torch.cuda.is_available():
+        return None
+    name = str(torch.cuda.get_device_name(0))
+    _way = f"gpu {name}"
+    return name
+
+
+def way() -> str:
+    """What this process has rested on: ``gpu NAME`` once :func:`gpu` gave a name, ``generated``, or else ``cpu``."""
+    return _way
 
 
 def generate(
@@ -109,22 +123,19 @@ def generate(
     import torch._inductor.compile_fx as compile_fx
     from torch._inductor.fx_passes import joint_graph
 
+    global _way
+    _way = "generated"
     if torch.cuda.is_available():
         raise NotGenerated(f"there is a real GPU here, {gpu()}: run the program, or hide it by CUDA_VISIBLE_DEVICES=")
     texts: dict[bool, list[str]] = {False: [], True: []}
     ended: list[NotGenerated | None] = []
 
     def inductor(graph: Any, examples: Any) -> Any:
-        # Autograd's engine asks the driver about every device that it meets, and torch 2.9 crashes in bindings that do:
-        # they get the graph on the CPU, and it moves once it is traced.
         if _crashes():
             joint_graph.lazy_init()
         try:
             with _pretended(texts, backward):
-                if not (_crashes() or _trains(examples)):
-                    _retarget(graph)
-                    examples = _on_gpu(examples)
-                compile_fx.compile_fx(graph, examples, _compile_retargeted, dict(options or {}))
+                compile_fx.compile_fx(graph, examples, _compile_moved, dict(options or {}))
             ended.append(None)
         except NotGenerated as error:
             ended.append(error)
@@ -154,35 +165,13 @@ def generate(
 
 
 def _crashes() -> bool:
+    """Whether bindings of this torch (2.9) crash on fake tensors of a GPU without a driver."""
     import torch
 
     return not hasattr(torch._C, "_ensureCUDADeviceGuardSet")
 
 
-def _trains(examples: Any) -> bool:
-    import torch
-
-    return torch.is_grad_enabled() and any(getattr(example, "requires_grad", False) for example in examples)
-
-
-def _on_gpu(examples: Any) -> list[Any]:
-    """Fake tensors like ``examples``, made as AOTAutograd makes them."""
-    import torch
-    from torch._guards import TracingContext
-
-    def fake(example: Any) -> Any:
-        if not isinstance(example, torch.Tensor):
-            return example
-        tracing: Any = TracingContext.get()
-        context = tracing.tensor_to_context[example]
-        return tracing.fake_mode.from_tensor(example, symbolic_context=context, source=context.tensor_source)
-
-    fakes = [fake(example) for example in examples]
-    _retarget_fakes(fakes)
-    return fakes
-
-
-def _retarget(graph_module: Any) -> None:
+def _move(graph_module: Any) -> None:
     """Put a graph that was traced on the CPU onto the GPU, in place."""
     import torch
     from torch.fx.node import map_aggregate
@@ -192,12 +181,12 @@ def _retarget(graph_module: Any) -> None:
 
     for module in graph_module.modules():
         for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
-            _retarget_fakes(node.meta.get("val"))
+            _move_fakes(node.meta.get("val"))
             node.args = map_aggregate(node.args, moved)
             node.kwargs = map_aggregate(node.kwargs, moved)
 
 
-def _retarget_fakes(values: Any) -> None:
+def _move_fakes(values: Any) -> None:
     import torch
     from torch._subclasses.fake_tensor import FakeTensor
     from torch.utils._pytree import tree_leaves
@@ -209,11 +198,11 @@ def _retarget_fakes(values: Any) -> None:
                 raise NotGenerated("fake tensors do not move when their fake_device is set")
 
 
-def _compile_retargeted(graph_module: Any, inputs: Any, **rest: Any) -> Any:
+def _compile_moved(graph_module: Any, inputs: Any, **rest: Any) -> Any:
     import torch._inductor.compile_fx as compile_fx
 
-    _retarget(graph_module)
-    _retarget_fakes(inputs)
+    _move(graph_module)
+    _move_fakes(inputs)
     return compile_fx.compile_fx_inner(graph_module, inputs, **rest)
 
 
@@ -289,13 +278,13 @@ def _pretended(texts: dict[bool, list[str]], backward: bool) -> Iterator[None]:
 
         joint_passes = get(compile_fx, "_recursive_joint_graph_passes")
 
-        def retargeted_joint_passes(graph_module: Any, *rest: Any, **named: Any) -> Any:
-            _retarget(graph_module)
+        def joint_passes_on_gpu(graph_module: Any, *rest: Any, **named: Any) -> Any:
+            _move(graph_module)
             if "input_device" in named:
                 named["input_device"] = torch.device(_DEVICE)
             return joint_passes(graph_module, *rest, **named)
 
-        put(compile_fx, "_recursive_joint_graph_passes", retargeted_joint_passes)
+        put(compile_fx, "_recursive_joint_graph_passes", joint_passes_on_gpu)
         if backward:
             put(AOTConfig, "__post_init__", compile_backward_at_once)
 

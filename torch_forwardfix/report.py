@@ -16,7 +16,8 @@ from .gates import installed_version, why_not_affected
 
 @dataclass(frozen=True)
 class FixStatus:
-    """One fix and its state here. The fields are those of :class:`Fix`; ``proved_on`` comes from the evidence."""
+    """One fix and its state here. The fields are those of :class:`Fix`; ``proved_on`` comes from the evidence: releases
+    by what the proof rests on, ``cpu``, ``generated`` or ``gpu NAME``."""
 
     id: str
     title: str
@@ -28,13 +29,13 @@ class FixStatus:
     changes_codegen: bool
     state: State
     reason: str
-    proved_on: list[str]
+    proved_on: dict[str, list[str]]
 
 
 @dataclass(frozen=True)
 class UnfixedStatus:
     """One bug that is known and not fixed here; the fields are those of :class:`Unfixed`. ``here`` is True where the
-    installed releases have it, else ``reason`` says why they have not; ``seen_on`` comes from the evidence."""
+    installed releases have it, else ``reason`` says why they have not; ``seen_on`` is like ``proved_on``."""
 
     id: str
     title: str
@@ -46,7 +47,7 @@ class UnfixedStatus:
     workaround: str
     here: bool
     reason: str | None
-    seen_on: list[str]
+    seen_on: dict[str, list[str]]
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ def _why_inactive(wishes: settings.Settings, past_us: list[str]) -> str:
 
 def _row(id: str, fix: Fix | None, outcome: Outcome) -> FixStatus:
     if fix is None:
-        return FixStatus(id, "", None, (), {}, None, (), False, outcome.state, outcome.reason, [])
+        return FixStatus(id, "", None, (), {}, None, (), False, outcome.state, outcome.reason, {})
     return FixStatus(
         id=id,
         title=fix.title,

@@ -113,7 +113,22 @@ def _table(heading: str, style: str, fixes: Sequence[FixStatus]) -> Iterator[Lin
         if ours:
             yield "bold", f"  {name}"
         for fix in ours:
-            yield "", fill(fix.title, f"  {fix.id:<{ID}}{fix.fixed_in or 'open':<{SINCE}}", " " * (2 + ID + SINCE))
+            yield (
+                "",
+                fill(
+                    fix.title + _basis(fix),
+                    f"  {fix.id:<{ID}}{fix.fixed_in or 'open':<{SINCE}}",
+                    " " * (2 + ID + SINCE),
+                ),
+            )
+
+
+def _basis(fix: FixStatus) -> str:
+    """What the proof rests on, where that is not the plain case: a run on the CPU."""
+    ran = [way.removeprefix("gpu ") for way in fix.proved_on if way.startswith("gpu ")]
+    if ran:
+        return f" (proved on {', '.join(ran)})"
+    return " (proved by generated code)" if "generated" in fix.proved_on else ""
 
 
 def _reasons(heading: str, style: str, fixes: Sequence[FixStatus]) -> Iterator[Line]:

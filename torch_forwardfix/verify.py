@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-from . import catalog, engine, settings
+from . import catalog, engine, generation, settings
 from .fix import Bug, BugPresent, Fix
 
 Verdict = Literal["present", "absent", "error"]
@@ -26,12 +26,14 @@ _ANSWER = "torch_forwardfix.verify: "
 class Run:
     """One run of a reproduction: whether the bug was there, what was seen, and the state of the fix afterwards.
 
-    The state is ``no fix`` where there is none.
+    The state is ``no fix`` where there is none. ``by`` says what the verdict rests on: ``cpu``, ``generated`` for
+    kernels that were written for a GPU and not run, or ``gpu`` and the name of the GPU that ran them.
     """
 
     verdict: Verdict
     detail: str
     state: str
+    by: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -109,5 +111,5 @@ def child(id: str) -> None:
         verdict, detail = "error", f"{type(error).__name__}: {error}"
     plan = engine.current_plan() or engine.make_plan()
     state = engine.outcome_of(plan, id).state if id in plan.fixes else "no fix"
-    answer = {"verdict": verdict, "detail": detail, "state": state}
+    answer = {"verdict": verdict, "detail": detail, "state": state, "by": generation.way()}
     print(f"\n{_ANSWER}{json.dumps(answer)}", flush=True)

@@ -35,6 +35,8 @@ def noisy(x):
     return torch.nn.functional.dropout(x, 0.5)
 def folded(x):
     return x * torch.full((4, 4), 2.0, device=x.device)[0, 0]
+def constants(x):
+    return x + torch.tensor(2.0, device=x.device) + torch.tensor([1.0, 2.0], device=x.device)[0]
 class Model(torch.nn.Module):
     def __init__(self):
         super().__init__()
@@ -46,6 +48,8 @@ def update(parameters, gradients):
 
 asked = torch.cuda.is_available, torch.cuda.get_device_properties, _triton.has_triton
 x = torch.randn(24, 10)
+assert generation.gpu() is None
+assert generation.way() == "cpu"
 found = {
     "pointwise": show(pointwise, x),
     "dynamic": show(pointwise, x, dynamic=True),
@@ -54,13 +58,14 @@ found = {
     "scattered": show(scattered, torch.randn(5), torch.zeros(5, dtype=torch.long)),
     "noisy": show(noisy, x),
     "folded": show(folded, x),
+    "constants": show(constants, x),
     "trained": show(Model(), torch.randn(8, 16), backward=True),
     "trained, forward": show(Model(), torch.randn(8, 16)),
     "trained, dynamic": show(Model(), torch.randn(8, 16), backward=True, dynamic=True),
     "foreach": show(update, [x, x + 1], [x, x]),
 }
 assert asked == (torch.cuda.is_available, torch.cuda.get_device_properties, _triton.has_triton)
-assert generation.gpu() is None
+assert generation.way() == "generated"
 assert generation.generate(softmax, x).kernels == generation.generate(softmax, x).kernels
 print(json.dumps(found))
 """
@@ -74,7 +79,7 @@ def test_kernels_have_the_structure_of_the_program(python):
     assert found["scattered"][-1] == ["pointwise", False, 2, 0, ["xmask"], 0]
     assert found["noisy"][-1][0] == "pointwise"
     assert found["noisy"][-1][5] == 1
-    assert [kernel[0] for kernel in found["folded"]] == ["pointwise"]
+    assert [kernel[0] for kernel in found["folded"]] == [kernel[0] for kernel in found["constants"]] == ["pointwise"]
     for trained in ("trained", "trained, dynamic"):
         assert [kernel[1] for kernel in found[trained]] == sorted(kernel[1] for kernel in found[trained])
         assert {kernel[1] for kernel in found[trained]} == {False, True}
@@ -132,9 +137,10 @@ with torch._dynamo.config.patch(disable=True):
 with mock.patch.object(torch.cuda, "is_available", return_value=True):
     with mock.patch.object(torch.cuda, "get_device_name", return_value="Card"):
         assert "there is a real GPU here, Card" in refusal()
-with mock.patch.object(generation, "_retarget"), mock.patch.object(generation, "_retarget_fakes"):
-    with mock.patch.object(generation, "_on_gpu", lambda examples: examples):
-        assert refusal() == "a kernel was written for async_compile.cpp_pybinding, not for triton", refusal()
+        assert generation.gpu() == "Card"
+        assert generation.way() == "gpu Card"
+with mock.patch.object(generation, "_move"), mock.patch.object(generation, "_move_fakes"):
+    assert refusal() == "a kernel was written for async_compile.cpp_pybinding, not for triton", refusal()
 from torch._inductor.runtime.hints import DeviceProperties
 other = DeviceProperties(type="cuda", index=0, multi_processor_count=132, cc=80)
 with mock.patch.object(DeviceProperties, "create", lambda device: other):

@@ -8,19 +8,10 @@ ID = "reorder-loops-foreach"
 # not come here at all.
 KERNELS = """
 import hashlib, json, traceback
-from unittest import mock
 import torch, torch_forwardfix
 import torch._inductor.scheduler as scheduler
 from torch._inductor import metrics
-from torch._inductor.codegen.triton import TritonScheduling
-
-class KernelWritten(Exception):
-    pass
-
-text = []
-def written(key, path, *args, **kwargs):
-    text.append(open(path).read())
-    raise KernelWritten()
+from torch_forwardfix import generation
 
 def chained(a, b):  # the bug: a group of two fused operations, and a node that reads it in another order
     sums = torch._foreach_add(a, [y.t() for y in b])
@@ -41,31 +32,17 @@ def no_group(a, b):  # loops that are reordered, without any group
     return a[0] / 10.0, (a[0] / 10.0).t().contiguous().t(), a[0].sum(-1).sum()
 
 def outcome(function, *shapes):
-    torch._dynamo.reset()
-    text.clear()
     before = metrics.num_loop_reordering
-    options = {"cpu_backend": "triton", "loop_ordering_after_fusion": True}
-    compiled = torch.compile(function, dynamic=False, options=options)
-    name = "torch._inductor.scheduler"
-    with (
-        torch._inductor.config.patch(compile_threads=1),
-        mock.patch("torch._inductor.ir.is_gpu", return_value=True),
-        mock.patch(f"{name}.is_gpu", return_value=True),
-        mock.patch(f"{name}.BaseSchedulerNode.is_gpu", return_value=True),
-        mock.patch(f"{name}.BaseSchedulerNode.is_cpu", return_value=False),
-        mock.patch(f"{name}.Scheduler.create_backend", lambda self, device: TritonScheduling(self)),
-        mock.patch("torch.utils._triton.triton_hash_with_backend", return_value="none"),
-        mock.patch("torch._inductor.codecache.PyCodeCache.load_by_key_path", written),
-    ):
-        try:
-            compiled([torch.ones(m, n) for m, n in shapes], [torch.ones(n, m) for m, n in shapes])
-        except Exception as error:
-            if not text:
-                trace = traceback.format_exc()
-                assert "AssertionError" in trace and "in reorder_loops_by_dep_pair" in trace, trace
-                return "AssertionError"
-    digest = hashlib.sha256(text[0].encode()).hexdigest()[:8]
-    return [text[0].count("@triton.jit"), metrics.num_loop_reordering - before, digest]
+    inputs = [torch.ones(m, n) for m, n in shapes], [torch.ones(n, m) for m, n in shapes]
+    options = {"loop_ordering_after_fusion": True}
+    try:
+        kernels = generation.generate(function, *inputs, dynamic=False, options=options).kernels
+    except Exception:
+        trace = traceback.format_exc()
+        assert "AssertionError" in trace and "in reorder_loops_by_dep_pair" in trace, trace
+        return "AssertionError"
+    text = "".join(kernel.source for kernel in kernels)
+    return [len(kernels), metrics.num_loop_reordering - before, hashlib.sha256(text.encode()).hexdigest()[:8]]
 
 method = scheduler.FusedSchedulerNode.reorder_loops_by_dep_pair
 state = {fix.id: fix.state for fix in torch_forwardfix.status()}["reorder-loops-foreach"]
@@ -85,8 +62,8 @@ TRIGGERS = ("chained", "square", "chained_thrice")
 
 
 def test_groups_of_fused_operations_get_a_kernel_and_all_other_kernels_stay_as_they_are(python):
-    with_fix = json.loads(check(python(KERNELS, TORCH_FORWARDFIX_ONLY=ID)).splitlines()[-1])
-    without = json.loads(check(python(KERNELS, TORCH_FORWARDFIX="0")).splitlines()[-1])
+    with_fix = json.loads(check(python(KERNELS, TORCH_FORWARDFIX_ONLY=ID, CUDA_VISIBLE_DEVICES="")).splitlines()[-1])
+    without = json.loads(check(python(KERNELS, TORCH_FORWARDFIX="0", CUDA_VISIBLE_DEVICES="")).splitlines()[-1])
     state, wrapped, name = with_fix.pop("patched")
     assert name == without.pop("patched")[2] == "FusedSchedulerNode.reorder_loops_by_dep_pair"
     assert (state, wrapped) == (("applied", True) if in_range(ID) else ("not-affected", False))

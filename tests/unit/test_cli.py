@@ -139,7 +139,7 @@ def test_bug_that_stays_is_told_where_this_torch_has_it(torch_tree) -> None:
     report = json.loads(cli(torch_tree, "status", "--json").stdout)
     (bug,) = (row for row in report["unfixed"] if row["id"] == "set-mutation-lost")
     assert (bug["here"], bug["reason"]) == (True, None)
-    assert "torch 2.10.0" in bug["seen_on"]
+    assert "torch 2.10.0" in bug["seen_on"]["cpu"]
     shown = cli(torch_tree, "status").stdout
     assert "  set-mutation-lost " in shown.partition("known and not fixed here:")[2]
     assert f"what to do: {bug['workaround']}" in " ".join(shown.split())

@@ -46,6 +46,20 @@ def test_what_will_be_applied_stands_under_its_kind_the_worst_first(torch_tree) 
     assert dict(shown) == {row["id"]: row["fixed_in"] or "open" for row in fixes}
 
 
+def test_what_is_proved_by_generated_code_or_on_a_gpu_says_so(torch_tree) -> None:
+    text = " ".join(status(torch_tree).stdout.split())
+    for row in rows(torch_tree)["fixes"]:
+        if row["state"] == "waiting":
+            on_gpu = any(way.startswith("gpu ") for way in row["proved_on"])
+            generated = "generated" in row["proved_on"] and not on_gpu
+            assert (f"{row['title']} (proved by generated code)" in text) == generated, row["id"]
+            assert (f"{row['title']} (proved on " in text) == on_gpu, row["id"]
+    assert "(proved by generated code)" in text
+    releases = {"cpu": ["torch 2.9.0", "torch 2.9.1"], "generated": ["torch 2.9.0"], "gpu NVIDIA H100": ["torch 2.9.1"]}
+    told = "torch 2.9.0, torch 2.9.1; torch 2.9.0 (generated code); torch 2.9.1 (NVIDIA H100)"
+    assert catalog.told(releases) == told
+
+
 def test_every_fix_is_named_once(torch_tree) -> None:
     text = status(torch_tree).stdout
     for row in rows(torch_tree)["fixes"]:

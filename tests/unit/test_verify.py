@@ -70,6 +70,7 @@ def test_a_fix_that_holds_is_proved(verify):
     assert proof["holds"]
     assert (proof["without"]["verdict"], proof["without"]["detail"]) == ("present", "answer is wrong")
     assert (proof["with"]["verdict"], proof["with"]["state"]) == ("absent", "applied")
+    assert proof["without"]["by"] == proof["with"]["by"] == "cpu"
 
 
 @pytest.mark.parametrize(

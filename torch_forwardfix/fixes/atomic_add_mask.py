@@ -6,7 +6,7 @@ for each lane of padding. ``(x + bias).sum()`` written as a scatter, counting by
 one bin: the result is off by padding times the broadcast value. In kernels of two dimensions a value that is the same
 for a whole block is added once for all of it.
 
-Upstream masks atomic additions at constant places since 2.13 (pytorch#178871, #179833). The patch adds the same masks to
+Upstream masks atomic additions at constant places since 2.13 (pytorch#178871, #179833). The patch adds these masks to
 what the original ``indexing`` returns for such a store, and gives the value the shape of the block.
 """
 
@@ -34,13 +34,13 @@ def is_present(module: ModuleType) -> bool | str:
 
 
 def apply(module: ModuleType) -> None:
-    import sympy
+    sympy: Any = module.sympy
 
     def is_constant(index: Any) -> bool:
         return isinstance(index, (int, sympy.Integer))
 
     def add_whole_blocks(original: Any) -> Any:
-        def store(self: Any, name: str, index: Any, value: Any, mode: Any = None) -> None:
+        def store(self: Any, name: str, index: Any, value: Any, mode: Any = None) -> Any:
             if mode != "atomic_add":
                 return original(self, name, index, value, mode)
             block = tuple(map(str, self.dense_size_list()))
