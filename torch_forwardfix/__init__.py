@@ -7,7 +7,18 @@ So this module imports ``sys`` alone, builds no class, and leaves everything els
 
 import sys
 
-__all__ = ["BugPresent", "Fix", "FixStatus", "Outcome", "__version__", "activate", "init", "status"]
+__all__ = [
+    "BugPresent",
+    "Fix",
+    "FixStatus",
+    "Outcome",
+    "RanksDiffer",
+    "__version__",
+    "activate",
+    "check_ranks",
+    "init",
+    "status",
+]
 
 
 def watcher(name, path=None, target=None):
@@ -59,8 +70,10 @@ def __getattr__(name):
         "Fix": "fix",
         "FixStatus": "report",
         "Outcome": "fix",
+        "RanksDiffer": "fingerprint",
         "__version__": "_version",
         "activate": "engine",
+        "check_ranks": "fingerprint",
         "status": "report",
     }
     if name not in homes:

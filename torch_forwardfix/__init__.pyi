@@ -2,6 +2,8 @@ from typing import Any
 
 from ._version import __version__ as __version__
 from .engine import activate as activate
+from .fingerprint import RanksDiffer as RanksDiffer
+from .fingerprint import check_ranks as check_ranks
 from .fix import BugPresent as BugPresent
 from .fix import Fix as Fix
 from .fix import Outcome as Outcome

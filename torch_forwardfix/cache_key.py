@@ -15,6 +15,7 @@ another one; vLLM then compiles anew. The fixes in force become part of that tor
 from __future__ import annotations
 
 import functools
+import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
@@ -42,9 +43,14 @@ def revision(apply: Callable[[ModuleType], None]) -> str:
 
 
 def _sha256(data: bytes) -> bytes:
-    import hashlib  # torch has loaded it by the time it makes a key; `status` has no use for it
+    import hashlib  # torch has loaded it by the time it makes a key
 
     return hashlib.sha256(data).digest()
+
+
+def digest(value: object) -> str:
+    """Return a short hash of ``value``, which JSON can represent."""
+    return _sha256(json.dumps(value, sort_keys=True).encode()).hex()[:16]
 
 
 def _salt(fixes: Sequence[Fix]) -> bytes:

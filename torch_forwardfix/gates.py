@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import import_module
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion, Version
 
+_COMMIT_LINE = re.compile(r"^git_version\b[^=\n]*=\s*['\"]([^'\"]+)['\"]", re.MULTILINE)
 _VERSION_LINE = re.compile(r"^__version__\b[^=\n]*=(?:\s*\w+\s*=)?\s*['\"]([^'\"]+)['\"]", re.MULTILINE)
 
 
@@ -26,21 +28,34 @@ def installed_version(distribution: str) -> str | None:
     loaded = getattr(sys.modules.get(name), "__dict__", {}).get("__version__")
     if isinstance(loaded, str):
         return str(loaded)
-    spec = PathFinder.find_spec(name)
-    for folder in (spec.submodule_search_locations if spec else None) or ():
-        for file in ("version.py", "_version.py"):
-            try:
-                match = _VERSION_LINE.search(Path(folder, file).read_text(encoding="utf-8", errors="replace"))
-            except OSError:
-                continue
-            if match:
-                return match[1]
+    for file in ("version.py", "_version.py"):
+        match = _VERSION_LINE.search(_text(name, file))
+        if match:
+            return match[1]
     home = metadata()
     try:
         version: str | None = home.version(distribution)
     except home.PackageNotFoundError:
         return None
     return version
+
+
+def torch_commit() -> str | None:
+    """Return the commit that torch was built from, without importing torch; None where its build does not say."""
+    loaded = getattr(sys.modules.get("torch.version"), "git_version", None)
+    if isinstance(loaded, str):
+        return loaded
+    match = _COMMIT_LINE.search(_text("torch", "version.py"))
+    return match[1] if match else None
+
+
+def _text(package: str, file: str) -> str:
+    """The text of a file in the folder of a package that is not imported; empty where there is none."""
+    spec = PathFinder.find_spec(package)
+    for folder in (spec.submodule_search_locations if spec else None) or ():
+        with suppress(OSError):
+            return Path(folder, file).read_text(encoding="utf-8", errors="replace")
+    return ""
 
 
 def metadata() -> Any:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib import import_module
 
-from . import catalog, engine, settings, watcher
+from . import catalog, engine, fingerprint, settings, watcher
 from ._version import __version__
 from .fix import Fix, Kind, Outcome, State, Unfixed
 from .gates import installed_version, why_not_affected
@@ -61,6 +61,7 @@ class Report:
     active: bool
     reason: str | None
     live: bool
+    fingerprint: fingerprint.Fingerprint
     fixes: list[FixStatus]
     unfixed: list[UnfixedStatus]
 
@@ -106,6 +107,7 @@ def collect(*, live: bool = False) -> Report:
         active=active,
         reason="; ".join([*reasons, *plan.settings.problems]) or None,
         live=live,
+        fingerprint=fingerprint.take(plan),
         fixes=rows,
         unfixed=[_unfixed_row(bug) for bug in catalog.unfixed(plan.fixes).values()],
     )

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.skipif(
     find_spec("torch") is not None, reason="ABOUT AN ENVIRONMENT WITHOUT TORCH: nox -s tests makes one"
 )
 
-REPORT_KEYS = ["version", "python", "torch", "enabled", "active", "reason", "live", "fixes", "unfixed"]
+REPORT_KEYS = ["version", "python", "torch", "enabled", "active", "reason", "live", "fingerprint", "fixes", "unfixed"]
 FIX_KEYS = [
     "id",
     "title",
