@@ -121,7 +121,7 @@ def tests(session: nox.Session) -> None:
         newest = [id for id in fixes if newest_affected[id] == version and id not in stays]
         files = [f"tests/fixes/test_{id.replace('-', '_')}.py" for id in newest]
         files += ["tests/fixes/test_faults.py"] if version == busiest else []
-        files += ["tests/fixes/test_cache_key.py"] if version in CACHED_TORCH else []
+        files += ["tests/fixes/test_cache_key.py", "tests/fixes/test_trace.py"] if version in CACHED_TORCH else []
         files += ["tests/fixes/test_generation.py"] if version in GENERATED_TORCH else []
         test_torch(session, version, *proofs, *files, LIVE)
     for version in (COMPARED_TORCH[1], COMPARED_TORCH[-1]):
@@ -367,4 +367,4 @@ def lint(session: nox.Session) -> None:
     session.install("ruff==0.17.5", "mypy==2.4.1", "packaging", "importlib-metadata", "nox", "uv")
     session.run("ruff", "format", "--check", ".")
     session.run("ruff", "check", ".")
-    session.run("mypy", "torch_forwardfix")
+    session.run("mypy", "torch_forwardfix", "examples")

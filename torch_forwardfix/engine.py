@@ -10,7 +10,7 @@ from logging import INFO, WARNING, getLogger
 from time import perf_counter
 from types import ModuleType
 
-from . import cache_key, catalog, patching, settings, watcher
+from . import cache_key, catalog, patching, settings, trace, watcher
 from .fix import STATES, Drifted, Fix, Outcome, State
 from .gates import why_not_affected
 from .hook import PostImportFinder
@@ -104,6 +104,7 @@ def take_over() -> PostImportFinder:
                 _log(WARNING, problem)
             for id, outcome in plan.decided.items():
                 _tell(plan, id, outcome)
+            trace.announce(plan)
     plan, finder = _started["plan"]
     _install(finder, needed=bool(plan.pending))
     catch_up()
@@ -226,7 +227,7 @@ def _treat(plan: Plan, fix: Fix, module: ModuleType, *, remark: str = "") -> Non
             return
     try:
         with patching.journal() as undo:
-            state, reason = _probe_and_apply(fix, module)
+            state, reason = _probe_and_apply(plan, fix, module)
     except Drifted as drift:
         state, reason = "drifted", str(drift)
     except Exception as error:
@@ -240,7 +241,7 @@ def _treat(plan: Plan, fix: Fix, module: ModuleType, *, remark: str = "") -> Non
     _record(plan, fix, outcome)
 
 
-def _probe_and_apply(fix: Fix, module: ModuleType) -> tuple[State, str]:
+def _probe_and_apply(plan: Plan, fix: Fix, module: ModuleType) -> tuple[State, str]:
     for target in fix.targets:
         home, _, qualname = target.partition(":")
         if home != module.__name__:
@@ -250,6 +251,9 @@ def _probe_and_apply(fix: Fix, module: ModuleType) -> tuple[State, str]:
         except Drifted:
             continue  # a target of other releases, or drift: the probe knows
         if patching.is_ours(found):
+            for (id, _), steps in plan.undo.items():
+                if id != fix.id and any(vars(owner).get(name) is found for owner, name, _ in steps):
+                    return "foreign", f"{qualname} was replaced by the fix {id}"
             return "applied", "was applied before"
         owner = patching.foreign_owner(found, module.__name__.partition(".")[0])
         if owner is not None:

@@ -176,6 +176,13 @@ def test_target_that_another_package_patched_is_left_to_it(engine) -> None:
     assert engine.ask(code) == ["meddler", False, ["foreign", "f was replaced by meddler"]]
 
 
+def test_second_fix_of_a_function_is_foreign_and_names_the_first(engine) -> None:
+    engine.plug("fix(), fix(id='second'), fix(id='elsewhere', targets=('torch._dynamo.one:K.m',), apply=lambda m: 0)")
+    code = IMPORT_ONE + "say(one.f(), state('plugged'), state('second'), state('elsewhere')[0])"
+    applied = ["applied", "patched torch._dynamo.one"]
+    assert engine.ask(code) == ["one!", applied, ["foreign", "f was replaced by the fix plugged"], "applied"]
+
+
 def test_wrapper_that_copies_the_name_of_the_original_is_still_foreign(engine) -> None:
     engine.plug("fix()")
     meddler = "import functools\ndef wrap(f):\n    @functools.wraps(f)\n    def g(): return f()\n    return g\n"
