@@ -5,7 +5,7 @@ at a time, by ``tl.rand``, in all other kernels (pytorch#184377). For the same s
 different numbers. But an element of a mask has to be the same number in the forward and where checkpointing computes
 it again, and these are different kernels: ``dropout(gelu(x + bias))`` is a pointwise kernel in the forward, and part of
 the reduction for the gradient of ``bias`` in the backward. Besides, ``rand4x`` takes the elements of a block to be
-neighbours. Where they are not (dropout of a transposed tensor), groups of four channels share one mask (pytorch#198333).
+neighbours. Where they are not (dropout of a transposed tensor), four channels share one mask (pytorch#198333).
 
 Neither graph knows what kernel will compute the mask again, so no narrower condition is right: forwards under
 ``no_grad`` are computed again too. Upstream draws one at a time since 2.15, unless asked by TORCHINDUCTOR_USE_RAND4X.
