@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ CACHED_TORCH = ("2.10.0", "2.12.1", "2.13.0", "2.15.0")
 DEMO_TORCH = "2.10.0"
 # Where CI generates kernels without a GPU.
 GENERATED_TORCH = ("2.9.1", "2.12.1", "2.15.0")
+# Beside torch, for the fix whose range names triton: the release that torch 2.9 does not know yet.
+TRITON = "triton==3.6.0"
 ALL_PYTHON = ("3.10", "3.11", "3.12", "3.13", "3.14", "3.15")
 EVERYTHING = (("torch", ALL_TORCH), ("vllm", ALL_VLLM))
 
@@ -87,8 +90,8 @@ def boundaries(distribution: str, releases: tuple[str, ...]) -> dict[str, dict[s
     return {release: fixes for release, fixes in found.items() if fixes}
 
 
-def test_torch(session: nox.Session, version: str, *tests: str) -> None:
-    python = make(session, "torch", version, "pytest", "pytest-xdist")
+def test_torch(session: nox.Session, version: str, *tests: str, beside: Sequence[str] = ()) -> None:
+    python = make(session, "torch", version, "pytest", "pytest-xdist", *beside)
     session.run(python, "-m", *PYTEST, "-n2", *(tests or ["tests/fixes"]), external=True)
 
 
@@ -123,7 +126,8 @@ def tests(session: nox.Session) -> None:
         files += ["tests/fixes/test_faults.py"] if version == busiest else []
         files += ["tests/fixes/test_cache_key.py", "tests/fixes/test_trace.py"] if version in CACHED_TORCH else []
         files += ["tests/fixes/test_generation.py"] if version in GENERATED_TORCH else []
-        test_torch(session, version, *proofs, *files, LIVE)
+        beside = [TRITON] if "triton-kernel-attrs" in fixes else []
+        test_torch(session, version, *proofs, *files, LIVE, beside=beside)
     for version in (COMPARED_TORCH[1], COMPARED_TORCH[-1]):
         test_startup(session, version)
     for version in boundaries("vllm", ALL_VLLM):
@@ -155,7 +159,8 @@ def evidence(session: nox.Session) -> None:
     rows = [*others, *(row for row in known if row["by"].startswith("gpu ") and row not in others)]
     for kind, versions in EVERYTHING:
         for version in versions:
-            command = (make(session, kind, version), "tests/gather_evidence.py", kind, *session.posargs)
+            python = make(session, kind, version, *([TRITON] if kind == "torch" else []))
+            command = (python, "tests/gather_evidence.py", kind, *session.posargs)
             printed = session.run(*command, external=True, silent=True, stderr=None)
             rows += json.loads(str(printed).splitlines()[-1])
     rows = list({(row["fix"], row["release"], row["by"]): row for row in rows}.values())

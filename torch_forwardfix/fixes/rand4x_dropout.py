@@ -100,11 +100,11 @@ def reproduce() -> None:
         if differ:
             seen.append(f"the mask of the backward differs from that of the forward in {differ:.0%} of the elements")
     else:
-        (kernel,) = generation.generate(transposed, channels).kernels
-        for call in kernel.calls("triton_helpers.rand4x"):
-            elements = offsets(kernel, call[1], range(4))
-            if elements != [0, 1, 2, 3]:
-                seen.append(f"rand4x draws for neighbours, but these are the elements {elements} of the mask")
+        for kernel in generation.generate(transposed, channels).kernels:
+            for call in kernel.calls("triton_helpers.rand4x"):
+                elements = offsets(kernel, call[1], range(4))
+                if elements != [0, 1, 2, 3]:
+                    seen.append(f"rand4x draws for neighbours, but these are the elements {elements} of the mask")
         # Otherwise the state of the generator is kept in a way that asks the driver for the generator.
         with torch._functorch.config.patch(graphsafe_rng_functionalization=False):
             kernels = generation.generate(checkpointed, x, bias, backward=True).kernels
