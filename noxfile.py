@@ -90,7 +90,7 @@ def boundaries(distribution: str, releases: tuple[str, ...]) -> dict[str, dict[s
     return {release: fixes for release, fixes in found.items() if fixes}
 
 
-def test_torch(session: nox.Session, version: str, *tests: str, beside: Sequence[str] = ()) -> None:
+def test_torch(session: nox.Session, version: str, *tests: str, beside: Sequence[str]) -> None:
     python = make(session, "torch", version, "pytest", "pytest-xdist", *beside)
     session.run(python, "-m", *PYTEST, "-n2", *(tests or ["tests/fixes"]), external=True)
 
@@ -138,7 +138,7 @@ def tests(session: nox.Session) -> None:
 def matrix(session: nox.Session) -> None:
     """The tests of all fixes on all releases of torch and vLLM, and cold and warm starts."""
     for version in ALL_TORCH:
-        test_torch(session, version)
+        test_torch(session, version, beside=[TRITON])
     for version in COMPARED_TORCH:
         test_startup(session, version)
     for version in ALL_VLLM:
