@@ -114,8 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _status(options: argparse.Namespace) -> int:
     made = report.collect(live=options.live)
-    needed = [fix.id for fix in made.fixes if fix.state in ("applied", "waiting")]
-    newer = upgrades(made.torch, needed, [fix.id for fix in made.fixes if fix.state == "disabled"])
+    newer = upgrades(made.torch, made.fixes)
     if options.json:
         rows = {"upgrades": [asdict(upgrade) for upgrade in newer]} if options.upgrade else {}
         print(json.dumps({**made.as_json(), **rows}, indent=2))

@@ -6,13 +6,14 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cache
 from logging import INFO, WARNING, getLogger
 from time import perf_counter
 from types import ModuleType
 
 from . import cache_key, catalog, patching, settings, trace, watcher
 from .fix import STATES, Drifted, Fix, Outcome, State
-from .gates import why_not_affected
+from .gates import installed_version, why_not_affected
 from .hook import PostImportFinder
 
 log = getLogger(__package__)
@@ -65,12 +66,13 @@ def make_plan() -> Plan:
     wishes = settings.read(list(known.fixes))
     decided = dict(known.broken)
     pending = {}
+    installed = cache(installed_version)
     for id, fix in known.fixes.items():
         if id in wishes.disabled:
             decided[id] = Outcome("disabled", wishes.disabled[id])
             continue
         try:
-            reason = why_not_affected(fix.affects)
+            reason = why_not_affected(fix.affects, installed)
         except Exception as error:
             decided[id] = Outcome("failed", str(error))
             continue

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import cache
 from importlib import import_module
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -78,16 +79,23 @@ def in_range(version: str, specifier: str) -> bool:
 
     Raises packaging's InvalidVersion, naming the version, where it is not one of PEP 440.
     """
-    return SpecifierSet(specifier).contains(Version(version), prereleases=True)
+    return _specifier(specifier).contains(_version(version), prereleases=True)
 
 
-def why_not_affected(affects: Mapping[str, str]) -> str | None:
+# `status` asks each range about every release.
+_specifier, _version = cache(SpecifierSet), cache(Version)
+
+
+def why_not_affected(
+    affects: Mapping[str, str], installed: Callable[[str], str | None] = installed_version
+) -> str | None:
     """Say why the installed releases are out of range, None where they are in it.
 
+    ``installed`` gives the version of a distribution; whoever asks for many fixes has it asked once for each.
     Raises ValueError where a version cannot be read.
     """
     for distribution, specifier in affects.items():
-        version = installed_version(distribution)
+        version = installed(distribution)
         if version is None:
             return f"{distribution} is not installed"
         try:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from packaging.version import InvalidVersion, Version
 
 from . import catalog, gates
-from .fix import Fix
+from .report import FixStatus
 
 
 @dataclass(frozen=True)
@@ -21,25 +22,30 @@ class Upgrade:
     new: tuple[str, ...]
 
 
-def upgrades(torch: str | None, needed: Collection[str], disabled: Collection[str] = ()) -> list[Upgrade]:
+def upgrades(torch: str | None, fixes: Sequence[FixStatus]) -> list[Upgrade]:
     """Return the releases of torch newer than ``torch`` that the evidence knows, the oldest first.
 
-    ``needed`` are the ids of the fixes that apply here, ``disabled`` those that the user does not want. Other
-    distributions are taken as they are installed. Where ``torch`` cannot be read, the list is empty.
+    ``fixes`` are the rows of the report: those that are applied or wait are needed here, those that the user has
+    switched off nowhere. Other distributions are taken as they are installed. Where ``torch`` cannot be read, the list
+    is empty.
     """
     try:
         here = Version(torch or "").release
     except InvalidVersion:
         return []
-    names = (row["release"].partition(" ") for row in catalog.evidence())
-    known = {Version(release) for name, _, release in names if name == "torch"}
-    fixes = [fix for fix in catalog.load().fixes.values() if fix.id not in disabled]
+    releases = {row["release"] for row in catalog.evidence() if row["release"].startswith("torch ")}
+    known = sorted(Version(release.removeprefix("torch ")) for release in releases)
+    installed = cache(gates.installed_version)
+    wanted = [fix for fix in fixes if fix.state != "disabled" and _others_in_range(fix, installed)]
+    needed = [fix.id for fix in fixes if fix.state in ("applied", "waiting")]
     found = []
-    for version in sorted(version for version in known if version.release > here):
-        there = [fix.id for fix in fixes if _in_range(fix, str(version))]
+    for version in (str(version) for version in known if version.release > here):
+        there = [
+            fix.id for fix in wanted if "torch" not in fix.affects or gates.in_range(version, fix.affects["torch"])
+        ]
         found.append(
             Upgrade(
-                torch=str(version),
+                torch=version,
                 remain=tuple(id for id in there if id in needed),
                 gone=tuple(id for id in needed if id not in there),
                 new=tuple(id for id in there if id not in needed),
@@ -48,14 +54,13 @@ def upgrades(torch: str | None, needed: Collection[str], disabled: Collection[st
     return found
 
 
-def _in_range(fix: Fix, torch: str) -> bool:
+def _others_in_range(fix: FixStatus, installed: Callable[[str], str | None]) -> bool:
     others = {name: specifier for name, specifier in fix.affects.items() if name != "torch"}
     try:
-        if gates.why_not_affected(others) is not None:
-            return False
+        # Without any range there is no fix, but a plug-in that could not be loaded.
+        return bool(fix.affects) and gates.why_not_affected(others, installed) is None
     except ValueError:
         return False
-    return "torch" not in fix.affects or gates.in_range(torch, fix.affects["torch"])
 
 
 def best(found: Collection[Upgrade]) -> Upgrade | None:

@@ -42,6 +42,11 @@ def ask(torch_tree):
 
 
 LOAD = "import torch._dynamo"
+# Where the wheel is installed, the interpreter is armed when it starts.
+UNARMED = """
+import sys, torch_forwardfix
+sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not torch_forwardfix.watcher]
+"""
 
 
 def test_fingerprint_tells_versions_and_the_commit_of_torch_before_and_after_torch_is_loaded(ask) -> None:
@@ -65,8 +70,8 @@ def test_fix_that_waits_is_applied_or_not_needed_is_in_force(ask) -> None:
         {"present": "'it is not what it was'"},
         {"apply": "1 / 0"},
         {"env": {"TORCH_FORWARDFIX_DISABLE": "plugged"}},
-        {"arm": "import torch._dynamo\nfrom torch_forwardfix.cli import main\n"},
-        {"arm": "from torch_forwardfix.cli import main\n"},
+        {"arm": f"{UNARMED}import torch._dynamo\nfrom torch_forwardfix.cli import main\n"},
+        {"arm": f"{UNARMED}from torch_forwardfix.cli import main\n"},
     ],
     ids=["drifted", "failed", "disabled", "missed", "hook not active"],
 )

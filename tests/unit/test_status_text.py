@@ -11,7 +11,7 @@ import sys
 import pytest
 from test_cli import library
 
-from torch_forwardfix import catalog, report, status_text, upgrade
+from torch_forwardfix import catalog, status_text
 from torch_forwardfix.fix import KINDS
 
 ARMED = """
@@ -178,13 +178,13 @@ def test_no_newer_release_is_known(torch_tree, version) -> None:
     assert "upgrading" not in status(torch_tree).stdout
 
 
-def test_other_distributions_count_as_they_are_installed(monkeypatch) -> None:
-    monkeypatch.setattr(upgrade.gates, "installed_version", {"vllm": "0.19.0", "torch": "2.10.0"}.get)
-    assert "vllm-compile-disable" in upgrade.upgrades("2.10.0", [])[0].new
-    monkeypatch.setattr(upgrade.gates, "installed_version", {"vllm": "0.20.0", "torch": "2.10.0"}.get)
-    assert "vllm-compile-disable" not in upgrade.upgrades("2.10.0", [])[0].new
+@pytest.mark.parametrize(("vllm", "new"), [("0.19.0", True), ("0.20.0", False)])
+def test_other_distributions_count_as_they_are_installed(torch_tree, vllm, new) -> None:
+    torch_tree.write({"vllm/__init__.py": "", "vllm/_version.py": f"__version__ = {vllm!r}\n"})
+    torch_tree.write({"torch/version.py": "__version__ = '2.8.0'\n"})
+    upgrade = rows(torch_tree, "--upgrade")["upgrades"][0]
+    assert ("vllm-compile-disable" in upgrade["new"] + upgrade["remain"]) == new
 
 
-def test_no_torch_no_promise() -> None:
-    made = report.Report("1", "3", None, True, True, None, False, [], [])
-    assert status_text.sentence(made, []) == "torch is not installed here: no fix applies."
+def test_no_torch_no_promise(sandbox) -> None:
+    assert status(sandbox).stdout.splitlines()[-1] == "torch is not installed here: no fix applies."
