@@ -292,7 +292,9 @@ def _pretended(texts: dict[bool, list[str]], backward: bool) -> Iterator[None]:
         put_everywhere(_triton, "has_triton", lambda **named: True)
         put_everywhere(_triton, "triton_hash_with_backend", lambda: "pretended")
         put(PyCodeCache, "load_by_key_path", load)
-        stack.enter_context(torch._functorch.config.patch(enable_autograd_cache=False))
+        # For what a checkpoint computes again, the driver would be asked for a generator of random numbers.
+        traced = {"enable_autograd_cache": False, "graphsafe_rng_functionalization": False}
+        stack.enter_context(torch._functorch.config.patch(traced))
         # Padding is decided by measuring on the GPU.
         settings: dict[str, Any] = {"fx_graph_cache": False, "fx_graph_remote_cache": False, "shape_padding": False}
         settings |= {"cpp_wrapper": False, "compile_threads": 1}

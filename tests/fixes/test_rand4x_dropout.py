@@ -8,14 +8,11 @@ ID = "rand4x-dropout"
 KERNELS = """
 import json
 import torch, torch_forwardfix
-import torch._functorch.config
 import torch._inductor.codegen.triton as triton
 from torch.nn.functional import dropout, gelu, layer_norm, linear
 from torch.utils.checkpoint import checkpoint
 from torch_forwardfix import generation
 from torch_forwardfix.fixes.rand4x_dropout import draws, offsets
-
-torch._functorch.config.graphsafe_rng_functionalization = False
 
 def checkpointed(function):
     return lambda *inputs: checkpoint(function, *inputs, use_reentrant=False)

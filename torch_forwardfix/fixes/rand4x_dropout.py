@@ -72,7 +72,6 @@ def offsets(kernel: generation.Kernel, text: str, elements: range) -> list[int]:
 
 def reproduce() -> None:
     import torch
-    import torch._functorch.config
     from torch.nn.functional import dropout
     from torch.utils.checkpoint import checkpoint
 
@@ -105,9 +104,7 @@ def reproduce() -> None:
                 elements = offsets(kernel, call[1], range(4))
                 if elements != [0, 1, 2, 3]:
                     seen.append(f"rand4x draws for neighbours, but these are the elements {elements} of the mask")
-        # Otherwise the state of the generator is kept in a way that asks the driver for the generator.
-        with torch._functorch.config.patch(graphsafe_rng_functionalization=False):
-            kernels = generation.generate(checkpointed, x, bias, backward=True).kernels
+        kernels = generation.generate(checkpointed, x, bias, backward=True).kernels
         forward, backward = (draws(kernel for kernel in kernels if kernel.backward is side) for side in (False, True))
         if not forward or not backward:
             raise RuntimeError("no mask is drawn, or it is not computed again")
