@@ -114,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _status(options: argparse.Namespace) -> int:
     made = report.collect(live=options.live)
-    newer = upgrades(made.torch, made.fixes)
+    newer = [] if options.json and not options.upgrade else upgrades(made.torch, made.fixes)
     if options.json:
         rows = {"upgrades": [asdict(upgrade) for upgrade in newer]} if options.upgrade else {}
         print(json.dumps({**made.as_json(), **rows}, indent=2))
