@@ -105,8 +105,8 @@ def child(faults, environment):
             spoil(known[id], fault)
         elif fault == "gate":
             real = engine.why_not_affected
-            engine.why_not_affected = lambda affects: (
-                boom() if affects is known[id].affects else real(affects))
+            engine.why_not_affected = lambda affects, *versions: (
+                boom() if affects is known[id].affects else real(affects, *versions))
         elif fault == "rollback":
             fixes[id] = with_fault(known[id], "half applied")
             def refuse(undo):
