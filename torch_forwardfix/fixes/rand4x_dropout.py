@@ -29,10 +29,10 @@ DRAWS = ("tl.rand", "tl.randn", "triton_helpers.rand4x", "triton_helpers.randn4x
 
 
 def is_present(module: ModuleType) -> bool | str:
-    overrides = lookup(module, "TritonOverrides")
-    if _FOUR_TIMES not in vars(overrides):
+    if not any(_FOUR_TIMES in code.co_names for code in code_objects(lookup(module, "TritonOverrides.rand"))):
         return False
-    names = {name for code in code_objects(vars(overrides)[_FOUR_TIMES]) for name in code.co_names}
+    condition = lookup(module, f"TritonOverrides.{_FOUR_TIMES}")
+    names = {name for code in code_objects(condition) for name in code.co_names}
     if "use_rand4x" in names:
         return False
     return "triton_tensor_ndim" in names or f"{_FOUR_TIMES} no longer asks for the dimensions of the kernel"
