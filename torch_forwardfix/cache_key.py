@@ -23,7 +23,7 @@ from typing import Any
 
 from ._version import __version__
 from .fix import Drifted, Fix
-from .patching import is_ours, lookup, replace, wrap
+from .patching import is_ours, lookup, replace_copies, wrap
 
 CODECACHE = "torch._inductor.codecache"
 PACKAGE = "torch._dynamo.package"
@@ -89,10 +89,9 @@ def salt_torch_key(codecache: ModuleType, in_force: InForce) -> None:
     wrap(codecache, "torch_key", salted)
     wrapper = codecache.torch_key
     wrapper.set, wrapper.clear = set, clear
-    # Nobody has the name by value when the module has just been executed; after a late start async_compile has.
-    for name, module in list(sys.modules.items()):
-        if name.startswith("torch.") and getattr(module, "__dict__", {}).get("torch_key") is original:
-            replace(module, "torch_key", wrapper)
+    # Nobody has the name by value when the module has just been executed; after a late start the compile workers' pool
+    # has.
+    replace_copies("torch._inductor", "torch_key", original, wrapper)
 
 
 def salt_system_info(package: ModuleType, in_force: InForce) -> None:

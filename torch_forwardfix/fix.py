@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from types import ModuleType
 from typing import Final, Literal, get_args
 
@@ -108,7 +109,7 @@ class Fix(Bug):
             if not re.fullmatch(r"\w+(\.\w+)*:\w+(\.\w+)*", target):
                 raise ValueError(f"{self.id}: Fix.targets: {target!r} is not of the form 'module:qualname'")
 
-    @property
+    @cached_property
     def modules(self) -> tuple[str, ...]:
         """The names of the modules that ``targets`` lie in, in their order, each once."""
         return tuple(dict.fromkeys(target.partition(":")[0] for target in self.targets))
@@ -134,6 +135,12 @@ def check_specifier(specifier: str) -> None:
     Traceback (most recent call last):
     ValueError: '<2.12' leaves out pre-releases of 2.12, which may still have the bug: write '<2.12rc99'
     """
+    clauses(specifier)
+
+
+def clauses(specifier: str) -> list[tuple[str, str]]:
+    """Split ``specifier`` into operators and versions. Raises ValueError for what :func:`check_specifier` refuses."""
+    found = []
     for clause in specifier.split(","):
         match = re.fullmatch(r"\s*(>=|<|==|!=)\s*(\d+(?:\.\d+)*)(\.dev0|rc99)?\s*", clause)
         if match is None:
@@ -151,3 +158,5 @@ def check_specifier(specifier: str) -> None:
             )
         if operator in ("==", "!=") and suffix:
             raise ValueError(f"{clause.strip()!r} names a single pre-release: write '{operator}{release}'")
+        found.append((operator, f"{release}{suffix or ''}"))
+    return found

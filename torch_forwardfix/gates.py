@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -12,8 +13,9 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
-from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion, Version
+
+from .fix import clauses
 
 _COMMIT_LINE = re.compile(r"^git_version\b[^=\n]*=\s*['\"]([^'\"]+)['\"]", re.MULTILINE)
 _VERSION_LINE = re.compile(r"^__version__\b[^=\n]*=(?:\s*\w+\s*=)?\s*['\"]([^'\"]+)['\"]", re.MULTILINE)
@@ -72,18 +74,28 @@ def metadata() -> Any:
 def in_range(version: str, specifier: str) -> bool:
     """Whether ``version`` is one of the releases that ``specifier`` names.
 
-    Pre-releases always count: up to packaging 25.0 a specifier without one would leave them out.
+    Pre-releases always count, local parts never. Of what :func:`fix.check_specifier` admits it says the same as
+    packaging's ``SpecifierSet``, whose import takes 4 ms of the first torch.compile call.
 
     >>> in_range("2.12.0a0+git1234567", ">=2.9.0.dev0,<2.12.0rc99")
     True
 
-    Raises packaging's InvalidVersion, naming the version, where it is not one of PEP 440.
+    Raises ValueError where ``specifier`` is not of that form, and packaging's InvalidVersion, naming the version, where
+    ``version`` is not one of PEP 440.
     """
-    return _specifier(specifier).contains(_version(version), prereleases=True)
+    public = _version(_version(version).public)
+    return all(compare(public, bound) for compare, bound in _bounds(specifier))
 
+
+_COMPARE = {">=": operator.ge, "<": operator.lt, "==": operator.eq, "!=": operator.ne}
 
 # `status` asks each range about every release.
-_specifier, _version = cache(SpecifierSet), cache(Version)
+_version = cache(Version)
+
+
+@cache
+def _bounds(specifier: str) -> tuple[tuple[Callable[[Version, Version], bool], Version], ...]:
+    return tuple((_COMPARE[name], _version(bound)) for name, bound in clauses(specifier))
 
 
 def why_not_affected(

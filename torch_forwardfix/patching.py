@@ -54,6 +54,17 @@ def replace(owner: Any, name: str, value: Any) -> None:
     setattr(owner, name, value)
 
 
+def replace_copies(package: str, name: str, before: Any, after: Any) -> None:
+    """Replace ``before`` in every loaded module of ``package`` that has imported it by value, under its own name."""
+    prefix = f"{package}."
+    # Names alone, without a pair for each: so many new objects would start the garbage collector.
+    for module in list(sys.modules):
+        if module.startswith(prefix):
+            holder = sys.modules.get(module)
+            if getattr(holder, "__dict__", {}).get(name) is before:
+                replace(holder, name, after)
+
+
 @contextmanager
 def journal() -> Iterator[Undo]:
     """Collect what is replaced within, and take it back where the block raises."""

@@ -8,6 +8,7 @@ from types import ModuleType
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
+from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion, Version
 
 from torch_forwardfix import gates
@@ -36,6 +37,15 @@ clauses = st.one_of(
     st.builds("!={}".format, releases),
 )
 specifiers = st.lists(clauses, min_size=1, max_size=4).map(",".join)
+
+
+@given(versions, st.one_of(st.just(""), locals_.map("+{}".format)), specifiers)
+@example(version="2.12.0rc99", local="+cpu", specifier="<2.12rc99")
+@example(version="1!2.12.0", local="", specifier="<2.12rc99")
+@example(version="2.9.0.post1", local="", specifier="==2.9.0")
+def test_range_holds_what_packaging_says(version: str, local: str, specifier: str) -> None:
+    expected = SpecifierSet(specifier).contains(version + local, prereleases=True)
+    assert gates.in_range(version + local, specifier) is expected
 
 
 @given(versions, locals_, specifiers)

@@ -15,7 +15,6 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
-from torch_forwardfix import generation
 from torch_forwardfix.fix import BugPresent, Fix
 from torch_forwardfix.patching import code_objects, lookup, wrap
 
@@ -75,6 +74,8 @@ def apply(module: ModuleType) -> None:
 def reproduce() -> None:
     """On a GPU it compares with eager in float64; without one it reads the kernel that a GPU would get."""
     import torch
+
+    from torch_forwardfix import generation
 
     def total(x: torch.Tensor, bias: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         zero = torch.zeros(1, 1, device=x.device, dtype=x.dtype)

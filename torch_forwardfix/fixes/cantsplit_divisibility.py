@@ -16,7 +16,6 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
-from torch_forwardfix import generation
 from torch_forwardfix.fix import BugPresent, Fix
 from torch_forwardfix.patching import code_objects, lookup, wrap
 
@@ -70,6 +69,8 @@ def apply(module: ModuleType) -> None:
 def reproduce() -> None:
     """On a GPU it compares with eager; without one, the kernel that a GPU would get is written and not run."""
     import torch
+
+    from torch_forwardfix import generation
 
     def with_class_token(patches: torch.Tensor, weight: torch.Tensor) -> Any:
         sequence = torch.cat([patches.new_ones(1, 8), patches]) @ weight

@@ -13,12 +13,11 @@ the rest is taken from the patched module.
 
 from __future__ import annotations
 
-import sys
 from types import ModuleType
 from typing import Any
 
 from torch_forwardfix.fix import BugPresent, Fix
-from torch_forwardfix.patching import code_objects, lookup, replace, wrap
+from torch_forwardfix.patching import code_objects, lookup, replace, replace_copies, wrap
 
 _FIXED, _CONTIGUOUS = "constrain_to_fx_strides", "require_contiguous_strides"
 _TABLE = "_maybe_layout_constraints"
@@ -61,9 +60,7 @@ def apply(module: ModuleType) -> None:
     wrap(module, _FIXED, hide_what_is_no_tensor)
     wrap(module, _CONTIGUOUS, hide_what_is_no_tensor)
     after = lookup(module, _FIXED)
-    for name, other in list(sys.modules.items()):
-        if name.startswith("torch._inductor.") and vars(other).get(_FIXED) is before:
-            replace(other, _FIXED, after)
+    replace_copies("torch._inductor", _FIXED, before, after)
     table = {operator: after if held is before else held for operator, held in lookup(module, _TABLE).items()}
     replace(module, _TABLE, table)
 

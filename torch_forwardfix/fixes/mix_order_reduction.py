@@ -16,7 +16,6 @@ import re
 from types import ModuleType
 from typing import Any
 
-from torch_forwardfix import generation
 from torch_forwardfix.fix import BugPresent, Fix
 from torch_forwardfix.patching import code_objects, lookup, wrap
 
@@ -76,6 +75,8 @@ def apply(module: ModuleType) -> None:
 def reproduce() -> None:
     """On a GPU it compares with eager in float64; without one it reads what is written around the kernel."""
     import torch
+
+    from torch_forwardfix import generation
 
     def parts(x: torch.Tensor, y: torch.Tensor) -> Any:
         """Sums over columns, and sums over rows that are parts of one result."""

@@ -18,11 +18,13 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterable
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch_forwardfix import generation
 from torch_forwardfix.fix import BugPresent, Fix
 from torch_forwardfix.patching import code_objects, lookup, wrap
+
+if TYPE_CHECKING:
+    from torch_forwardfix import generation
 
 _FOUR_TIMES = "_can_use_4x_random"
 DRAWS = ("tl.rand", "tl.randn", "triton_helpers.rand4x", "triton_helpers.randn4x")
@@ -74,6 +76,8 @@ def reproduce() -> None:
     import torch
     from torch.nn.functional import dropout
     from torch.utils.checkpoint import checkpoint
+
+    from torch_forwardfix import generation
 
     def transposed(x: torch.Tensor) -> torch.Tensor:
         return dropout(x.transpose(1, 2).contiguous(), 0.5).transpose(1, 2).contiguous()

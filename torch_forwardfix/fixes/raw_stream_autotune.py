@@ -16,11 +16,13 @@ from __future__ import annotations
 import ast
 import builtins
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch_forwardfix import generation
 from torch_forwardfix.fix import BugPresent, Fix
 from torch_forwardfix.patching import code_objects, lookup, wrap
+
+if TYPE_CHECKING:
+    from torch_forwardfix import generation
 
 _ENTER = "PythonWrapperCodegen.codegen_device_guard_enter"
 
@@ -86,6 +88,8 @@ def blocks(function: Any, *inputs: Any) -> tuple[list[str], generation.Generated
 
     import torch._inductor.codegen.wrapper as wrapper
 
+    from torch_forwardfix import generation
+
     written: list[str] = []
 
     def keep(self: Any) -> None:
@@ -100,6 +104,8 @@ def blocks(function: Any, *inputs: Any) -> tuple[list[str], generation.Generated
 
 def reproduce() -> None:
     import torch
+
+    from torch_forwardfix import generation
 
     def either(x: torch.Tensor) -> Any:
         return torch.cond(x.sum() > 0, lambda x: (x + 1).relu(), lambda x: (x * 2).sin(), (x,))

@@ -14,7 +14,6 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
-from torch_forwardfix import generation
 from torch_forwardfix.fix import BugPresent, Fix
 from torch_forwardfix.patching import code_objects, lookup, wrap
 
@@ -62,6 +61,8 @@ def reproduce() -> None:
     """It reads the kernel on a machine with a GPU too, after it has run: the race may never be lost on that GPU."""
     import torch
     from torch._inductor.utils import run_and_get_code
+
+    from torch_forwardfix import generation
 
     def shares(x: torch.Tensor) -> Any:
         y = x.sin() + 2

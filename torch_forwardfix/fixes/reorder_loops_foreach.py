@@ -15,7 +15,6 @@ import dis
 from types import ModuleType
 from typing import Any
 
-from torch_forwardfix import generation
 from torch_forwardfix.fix import BugPresent, Fix
 from torch_forwardfix.patching import code_objects, lookup, wrap
 
@@ -62,6 +61,8 @@ def reproduce() -> None:
     import traceback
 
     import torch
+
+    from torch_forwardfix import generation
 
     def updates(momenta: list[torch.Tensor], gradients: list[torch.Tensor]) -> Any:
         sums = torch._foreach_add(momenta, [gradient.t() for gradient in gradients])
