@@ -8,14 +8,15 @@ import json
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from inspect import getdoc, getmodule
 from pathlib import Path
 
 from . import catalog, engine, report, settings
 from ._version import __version__
-from .fix import Fix
+from .fix import Fix, Outcome
 from .status_text import fill, print_status, print_upgrades
 from .upgrade import upgrades
 
@@ -28,37 +29,89 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0 all is well, 1 a check or a proof failed, a search found nothing or doctor something wrong, 2 wrong usage, 128 + N
     stopped by signal N, 141 where nobody reads the output any more.
     """
-    parser = argparse.ArgumentParser(
+    options = parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Whoever read the output has seen enough, `head` say. What is left to write at exit has nowhere to go, either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # 128 + SIGPIPE, which not every system has
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line; each command's ``--help`` has its exit statuses and an example."""
+    made = argparse.ArgumentParser(
         prog="python -m torch_forwardfix",
         description="Fixes for torch.compile bugs of the torch release you are pinned to.",
         epilog="TORCH_FORWARDFIX=0 switches everything off, TORCH_FORWARDFIX_DISABLE=ID,ID single fixes.",
     )
-    parser.add_argument("--version", action="version", version=f"torch-forwardfix {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    made.add_argument("--version", action="version", version=f"torch-forwardfix {__version__}")
+    commands = made.add_subparsers(required=True, metavar="COMMAND")
 
-    status = commands.add_parser("status", help="what is applied, what is not, and why")
+    def command(
+        run: Callable[[argparse.Namespace], int],
+        help: str,
+        description: str,
+        statuses: Mapping[int, str],
+        example: str,
+        usage: str | None = None,
+    ) -> argparse.ArgumentParser:
+        ordered = sorted({**statuses, 2: "wrong usage"}.items())
+        rows = "\n".join(f"  {status:<4} {meaning}" for status, meaning in ordered)
+        name = run.__name__.removeprefix("_")
+        added = commands.add_parser(
+            name,
+            help=help,
+            usage=usage,
+            description=fill(description),
+            epilog=f"exit status:\n{rows}\n\nexample:\n  {made.prog} {name} {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        added.set_defaults(run=run)
+        return added
+
+    status = command(
+        _status,
+        "what is applied, what is not, and why",
+        "Say what will happen in a process that is started here, without importing torch: what is wrong first, then "
+        "the fixes by the kind of their bug, each with the release since which upstream has it.",
+        {0: "the report was printed", 1: "with --check: a fix failed, drifted or was missed, or nothing is active"},
+        "--live --check",
+    )
     status.add_argument("--live", action="store_true", help="import torch's compiler here and say what did happen")
     status.add_argument("--json", action="store_true", help="print the report as JSON")
     status.add_argument("--check", action="store_true", help="exit 1 if a fix failed or the hook is not active")
     status.add_argument("--upgrade", action="store_true", help="what newer releases of torch would need")
-    status.set_defaults(run=_status)
 
-    show = commands.add_parser("show", help="the story of one bug")
-    show.add_argument("id", metavar="ID")
-    show.set_defaults(run=_show)
+    show = command(
+        _show,
+        "the story of one bug",
+        "Tell what goes wrong, why, since when, what upstream says, and what the fix does about it.",
+        {0: "the story was printed"},
+        "fxgraph-cache-valueerror",
+    )
+    show.add_argument("id", metavar="ID", help="the id of a fix, or of a bug that is known and not fixed here")
 
-    verify = commands.add_parser("verify", help="run the reproductions without and with their fixes")
+    verify = command(
+        _verify,
+        "run the reproductions without and with their fixes",
+        "Run the reproduction of each bug twice in fresh processes: it has to fail without the fix and to pass with "
+        "it. Each run is a line on stderr, the table comes at the end.",
+        {0: "all that was run holds", 1: "a proof does not hold, or a gate failed", 130: "stopped by Ctrl-C"},
+        "fxgraph-cache-valueerror",
+    )
     verify.add_argument("ids", metavar="ID", nargs="*", help="only these; all that apply here by default")
     verify.add_argument("--json", action="store_true", help="print the proofs as JSON")
-    verify.set_defaults(run=_verify)
 
-    bisect = commands.add_parser(
-        "bisect",
-        help="find the fix that changes how a command ends",
+    bisect = command(
+        _bisect,
+        "find the fix that changes how a command ends",
+        "Run COMMAND with some fixes and without the others until it is clear which of them change its exit status.",
+        {0: "found", 1: "nothing found, or the command is flaky", 130: "stopped by Ctrl-C"},
+        "-- python train.py --steps 1",
         usage="%(prog)s [-h] [--keep DIR] [--timeout SECONDS] [--shared-caches] [--json] -- COMMAND ...",
-        description="Run COMMAND with some fixes and without the others until it is clear which of them change its "
-        "exit status. Exit status of bisect: 0 found, 1 nothing found or the command is flaky, 2 wrong usage, 130 on "
-        "Ctrl-C.",
     )
     bisect.add_argument(
         "--keep", metavar="DIR", type=Path, help="where the output of the runs goes: a new or empty folder"
@@ -78,16 +131,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     bisect.add_argument("--json", action="store_true", help="print the result and all runs as JSON")
     bisect.add_argument("command", metavar="COMMAND", nargs="+", help="the command and its arguments, after --")
-    bisect.set_defaults(run=_bisect)
 
-    startup = commands.add_parser(
-        "startup",
-        help="whether a warm start compiles nothing",
+    startup = command(
+        _startup,
+        "whether a warm start compiles nothing",
+        "Start a script cold and warm, without the fixes and with them, each time in a fresh process, and print what "
+        "was compiled and what came from torch's compile caches. MODEL is one of ours, small and built in: llama, "
+        "qwen3, deepseek or glm; all of them by default.",
+        {
+            0: "the warm start with the fixes compiles nothing",
+            1: "it does, or there is no answer",
+            130: "stopped by Ctrl-C",
+        },
+        "train.py --steps 1",
         usage="%(prog)s [-h] [--keep DIR] [--json] [MODEL | SCRIPT [ARGUMENT ...] | -m MODULE [ARGUMENT ...]]",
-        description="Start a script cold and warm, without the fixes and with them, each time in a fresh process, and "
-        "print what was compiled and what came from torch's compile caches. MODEL is one of ours, small and built in: "
-        "llama, qwen3, deepseek or glm; all of them by default. Exit status: 0 the warm start with the fixes compiles "
-        "nothing, 1 it does or there is no answer, 2 wrong usage, 130 on Ctrl-C.",
     )
     startup.add_argument(
         "--keep", metavar="DIR", type=Path, help="where the output of the starts goes: a new or empty folder"
@@ -96,20 +153,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     startup.add_argument("-m", dest="module", action="store_true", help="SCRIPT is the name of a module")
     startup.add_argument("target", metavar="SCRIPT", nargs="?", help="the script, or the name of a model")
     startup.add_argument("arguments", metavar="ARGUMENT", nargs=argparse.REMAINDER, help="its arguments, unchanged")
-    startup.set_defaults(run=_startup)
 
-    doctor = commands.add_parser("doctor", help="why it is not active here, and what to do")
+    doctor = command(
+        _doctor,
+        "why it is not active here, and what to do",
+        "Start a fresh interpreter, look at what it loads, and say for everything that is wrong what mends it. It "
+        "changes nothing.",
+        {0: "nothing is wrong", 1: "something is wrong"},
+        "--live",
+    )
     doctor.add_argument("--live", action="store_true", help="load torch's compiler in a fresh process, too")
     doctor.add_argument("--json", action="store_true", help="print the diagnosis as JSON")
-    doctor.set_defaults(run=_doctor)
-
-    options = parser.parse_args(arguments)
-    try:
-        return int(options.run(options))
-    except BrokenPipeError:
-        # Whoever read the output has seen enough, `head` say. What is left to write at exit has nowhere to go, either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141  # 128 + SIGPIPE, which not every system has
+    return made
 
 
 def _status(options: argparse.Namespace) -> int:
@@ -163,7 +218,8 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from .verify import observe, prove
+    from .verify import Run, observe, prove
+    from .verify_text import Made, lines
 
     known = catalog.load()
     unfixed = catalog.unfixed(known.fixes)
@@ -171,38 +227,39 @@ def _verify(options: argparse.Namespace) -> int:
         if id not in known.fixes and id not in unfixed:
             return _unknown(id, [*known.fixes, *unfixed])
     plan = engine.make_plan()
-    proofs, seen, skipped = [], {}, {}
-    for id in dict.fromkeys(options.ids or [*known.fixes, *unfixed]):
-        if id in unfixed:
-            reason = report.why_not_here(unfixed[id])
-            if reason is None:
-                seen[id] = observe(unfixed[id])
-                _note(options, f"{id}: known and not fixed here\n  bug {seen[id].verdict}. {seen[id].detail}")
-            elif id in options.ids:
-                _note(options, f"{id}: not run: {reason}")
-        elif id not in plan.pending:
-            skipped[id] = plan.decided[id]
-            _note(options, f"{id}: {plan.decided[id].state}, not run: {plan.decided[id].reason}")
+    made = Made()
+    ids = list(dict.fromkeys(options.ids or [*known.fixes, *unfixed]))
+    for id in ids:
+        if id in plan.decided:
+            made.not_run[id] = plan.decided[id]
+        elif id in unfixed and (reason := report.why_not_here(unfixed[id])) is not None:
+            if id in options.ids:
+                made.not_run[id] = Outcome("not-affected", reason)
+            ids = [other for other in ids if other != id]
+    steps = [id for id in ids if id not in made.not_run]
+    total = sum(1 if id in unfixed else 2 for id in steps)
+    done = 0
+
+    def tell(id: str, step: str, run: Run) -> None:
+        nonlocal done
+        done += 1
+        what = f"{id} {step} its fix" if step else id
+        print(f"[{done}/{total}] {what}: bug {run.verdict} ({run.seconds:.1f} s)", file=sys.stderr, flush=True)
+
+    try:
+        for id in steps:
+            if id in unfixed:
+                made.seen[id] = observe(unfixed[id])
+                tell(id, "", made.seen[id])
+            else:
+                made.proofs.append(prove(known.fixes[id], partial(tell, id)))
+    finally:
+        if options.json:
+            print(json.dumps(made.as_json(), indent=2))
         else:
-            proof = prove(known.fixes[id])
-            proofs.append(proof)
-            _note(options, f"{id}: {'proved' if proof.holds else 'NOT PROVED'}")
-            for label, run in (("without", proof.without), ("with", proof.with_fix)):
-                line = f"  {label:<8} bug {run.verdict}, fix {run.state or 'unknown'}. {run.detail}"
-                _note(options, line.rstrip(". "))
-    failed = [proof.id for proof in proofs if not proof.holds]
-    failed += [id for id, outcome in skipped.items() if outcome.state == "failed"]
-    failed += [id for id, run in seen.items() if run.verdict != "present"]
-    if options.json:
-        rows = {id: {"state": outcome.state, "reason": outcome.reason} for id, outcome in skipped.items()}
-        made = {
-            "proofs": [proof.as_json() for proof in proofs],
-            "unfixed": {id: {"verdict": run.verdict, "detail": run.detail} for id, run in seen.items()},
-            "not_run": rows,
-        }
-        print(json.dumps(made, indent=2))
-    _note(options, f"{len(proofs) - sum(not proof.holds for proof in proofs)} of {len(proofs)} proved here")
-    return 1 if failed else 0
+            for line in lines(made):
+                print(line)
+    return 0 if made.well else 1
 
 
 def _seconds(text: str) -> float:
@@ -348,11 +405,6 @@ def _doctor(options: argparse.Namespace) -> int:
             print(f"{' ' * 9}{finding.command}")
     print("\nNothing is wrong." if found.well else "\nSomething is wrong.")
     return 0 if found.well else 1
-
-
-def _note(options: argparse.Namespace, line: str) -> None:
-    if not options.json:
-        print(line, flush=True)
 
 
 def _unknown(id: str, known: list[str]) -> int:

@@ -7,9 +7,10 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from time import monotonic
 from typing import Literal
 
 from . import catalog, engine, generation, settings
@@ -19,7 +20,7 @@ Verdict = Literal["present", "absent", "error"]
 
 TIMEOUT_SECONDS = 900.0
 
-_ANSWER = "torch_forwardfix.verify: "
+_MARKER = "torch_forwardfix.verify: "
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,19 @@ class Run:
     """One run of a reproduction: whether the bug was there, what was seen, and the state of the fix afterwards.
 
     The state is ``no fix`` where there is none. ``by`` says what the verdict rests on: ``cpu``, ``generated`` for
-    kernels that were written for a GPU and not run, or ``gpu`` and the name of the GPU that ran them.
+    kernels that were written for a GPU and not run, or ``gpu`` and the name of the GPU that ran them. ``seconds`` is
+    what the whole process took.
     """
 
     verdict: Verdict
     detail: str
     state: str
     by: str = "cpu"
+    seconds: float = 0.0
+
+    def as_json(self) -> dict[str, object]:
+        """The run as plain strings and numbers."""
+        return {**vars(self), "seconds": round(self.seconds, 2)}
 
 
 @dataclass(frozen=True)
@@ -51,13 +58,25 @@ class Proof:
         )
 
     def as_json(self) -> dict[str, object]:
-        """The proof as plain dictionaries and strings."""
-        return {"id": self.id, "holds": self.holds, "without": vars(self.without), "with": vars(self.with_fix)}
+        """The proof as plain dictionaries, strings and numbers."""
+        return {
+            "id": self.id,
+            "holds": self.holds,
+            "without": self.without.as_json(),
+            "with": self.with_fix.as_json(),
+        }
 
 
-def prove(fix: Fix) -> Proof:
-    """Run the reproduction of ``fix`` twice, each time in a fresh process with compile caches of its own."""
-    return Proof(fix.id, _run(fix, settings.disabling([fix.id])), _run(fix, {}))
+def prove(fix: Fix, tell: Callable[[str, Run], None] = lambda step, run: None) -> Proof:
+    """Run the reproduction of ``fix`` twice, each time in a fresh process with compile caches of its own.
+
+    ``tell`` is called after each run, with ``without`` or ``with`` and the run.
+    """
+    without = _run(fix, settings.disabling([fix.id]))
+    tell("without", without)
+    with_fix = _run(fix, {})
+    tell("with", with_fix)
+    return Proof(fix.id, without, with_fix)
 
 
 @contextmanager
@@ -73,6 +92,12 @@ def observe(bug: Bug) -> Run:
 
 
 def _run(bug: Bug, environment: dict[str, str]) -> Run:
+    start = monotonic()
+    run = _answer(bug, environment)
+    return replace(run, seconds=monotonic() - start)
+
+
+def _answer(bug: Bug, environment: dict[str, str]) -> Run:
     command = [
         sys.executable,
         "-c",
@@ -92,8 +117,8 @@ def _run(bug: Bug, environment: dict[str, str]) -> Run:
         except subprocess.TimeoutExpired:
             return Run("error", f"no answer within {TIMEOUT_SECONDS:.0f} s", "")
     for line in process.stdout.splitlines():
-        if line.startswith(_ANSWER):
-            return Run(**json.loads(line.removeprefix(_ANSWER)))
+        if line.startswith(_MARKER):
+            return Run(**json.loads(line.removeprefix(_MARKER)))
     last = next(reversed(process.stderr.strip().splitlines()), "")
     return Run("error", f"exit status {process.returncode} without an answer: {last}", "")
 
@@ -112,4 +137,4 @@ def child(id: str) -> None:
     plan = engine.current_plan() or engine.make_plan()
     state = engine.outcome_of(plan, id).state if id in plan.fixes else "no fix"
     answer = {"verdict": verdict, "detail": detail, "state": state, "by": generation.way()}
-    print(f"\n{_ANSWER}{json.dumps(answer)}", flush=True)
+    print(f"\n{_MARKER}{json.dumps(answer)}", flush=True)

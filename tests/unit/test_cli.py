@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from torch_forwardfix.cli import parser
+
 pytestmark = pytest.mark.skipif(
     find_spec("torch") is not None, reason="ABOUT AN ENVIRONMENT WITHOUT TORCH: nox -s tests makes one"
 )
@@ -113,6 +115,27 @@ def test_wrong_usage_exits_2(sandbox, arguments: tuple[str, ...]) -> None:
     assert "Traceback" not in process.stderr
 
 
+COMMANDS = ("status", "show", "verify", "bisect", "startup", "doctor")
+
+
+def test_help_names_every_command(sandbox) -> None:
+    said = cli(sandbox, "--help").stdout
+    assert [line.split()[0] for line in said.splitlines() if line.startswith("    ")] == [*COMMANDS]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_exit_statuses_and_an_example_that_can_be_typed(sandbox, command: str) -> None:
+    said = cli(sandbox, command, "--help").stdout
+    statuses = said.partition("exit status:\n")[2].partition("\n\n")[0].splitlines()
+    assert [int(line.split()[0]) for line in statuses] in ([0, 2], [0, 1, 2], [0, 1, 2, 130])
+    example = said.partition("example:\n")[2].strip()
+    start = "python -m torch_forwardfix "
+    assert example.startswith(start + command)
+    assert "\n" not in example
+    options = parser().parse_args(example.removeprefix(start).split())
+    assert options.run.__name__ == f"_{command}"
+
+
 @pytest.mark.parametrize("command", ["show", "verify"])
 def test_unknown_id_exits_2_and_is_named(sandbox, command: str) -> None:
     process = cli(sandbox, command, "nonsense")
@@ -167,7 +190,7 @@ def test_version_that_cannot_be_read_is_told_of_bugs_that_stay(torch_tree, argum
 def test_verify_without_torch_runs_nothing(sandbox) -> None:
     process = cli(sandbox, "verify")
     assert process.returncode == 0
-    assert "not-affected, not run: torch is not installed" in process.stdout
+    assert "not-affected: torch is not installed" in " ".join(process.stdout.split())
     assert "0 of 0 proved here" in process.stdout
     report = json.loads(cli(sandbox, "verify", "--json").stdout)
     assert report["proofs"] == []

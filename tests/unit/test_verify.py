@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -47,8 +48,12 @@ def verify(torch_tree):
 def test_bug_that_stays_and_is_not_seen_where_it_should_be_fails(torch_tree):
     process = torch_tree.run("-m", "torch_forwardfix", "verify", "set-mutation-lost")
     assert process.returncode == 1
-    assert "set-mutation-lost: known and not fixed here\n  bug error. " in process.stdout
-    assert "0 of 0 proved here" in process.stdout
+    assert "[1/1] set-mutation-lost: bug error (" in process.stderr
+    table = process.stdout.splitlines()
+    assert table[1] == "known and not fixed here: 1"
+    assert table[2].split()[:2] == ["set-mutation-lost", "error"]
+    assert table[3].startswith("    this torch should have the bug. ")
+    assert table[-1].startswith("0 of 0 proved here, in ")
 
 
 def test_plugin_that_fixes_a_bug_that_stays_takes_its_place(verify, torch_tree):
@@ -71,6 +76,46 @@ def test_a_fix_that_holds_is_proved(verify):
     assert (proof["without"]["verdict"], proof["without"]["detail"]) == ("present", "answer is wrong")
     assert (proof["with"]["verdict"], proof["with"]["state"]) == ("absent", "applied")
     assert proof["without"]["by"] == proof["with"]["by"] == "cpu"
+    assert 0 < proof["without"]["seconds"] < 60
+
+
+def test_each_run_is_a_line_of_progress_and_the_table_comes_at_the_end(verify):
+    process = verify(HONEST)
+    assert process.returncode == 0, process.stderr
+    seconds = r"\d+\.\d"
+    progress = rf"""\[1/2\] made-up without its fix: bug present \({seconds} s\)
+\[2/2\] made-up with its fix: bug absent \({seconds} s\)
+"""
+    assert re.fullmatch(progress, process.stderr)
+    table = rf""" +without +with +seconds
+proved: 1
+  made-up +present +absent +{seconds}
+1 of 1 proved here, in \d+ s
+"""
+    assert re.fullmatch(table, process.stdout)
+
+
+def test_what_the_proof_rests_on_is_told_where_it_is_not_a_run_on_the_cpu(verify):
+    process = verify("from torch_forwardfix import generation; generation._way = 'gpu NVIDIA H100'\n    " + HONEST)
+    assert re.search(r"  made-up +present +absent +\d+\.\d  NVIDIA H100\n", process.stdout)
+
+
+def test_ctrl_c_ends_with_130_and_the_table_of_what_is_done(verify, torch_tree):
+    verify(HONEST)
+    program = (
+        "import sys; from torch_forwardfix import cli, verify\n"
+        "runs = iter([verify.Run('present', 'answer is wrong', 'disabled', seconds=2.0)])\n"
+        "def answer(*of):\n"
+        "    for run in runs:\n"
+        "        return run\n"
+        "    raise KeyboardInterrupt\n"
+        "verify._run = answer\n"
+        "sys.exit(cli.main(['verify', 'made-up']))\n"
+    )
+    process = torch_tree.run("-c", program)
+    assert process.returncode == 130
+    assert process.stderr == "[1/2] made-up without its fix: bug present (2.0 s)\n"
+    assert process.stdout.splitlines()[-1].startswith("0 of 0 proved here")
 
 
 @pytest.mark.parametrize(
@@ -85,8 +130,8 @@ def test_a_fix_that_holds_is_proved(verify):
 def test_a_proof_that_fails_exits_with_1_and_says_why(verify, reproduction, said):
     process = verify(reproduction)
     assert process.returncode == 1
-    assert "made-up: NOT PROVED" in process.stdout
-    assert said in process.stdout
+    assert "NOT PROVED: 1\n  made-up " in process.stdout
+    assert said in " ".join(process.stdout.split())
     assert "0 of 1 proved here" in process.stdout
     assert "Traceback" not in process.stderr
 
@@ -94,4 +139,4 @@ def test_a_proof_that_fails_exits_with_1_and_says_why(verify, reproduction, said
 def test_a_fix_that_the_user_disabled_is_not_run(verify):
     process = verify(HONEST, TORCH_FORWARDFIX_DISABLE="made-up")
     assert process.returncode == 0
-    assert "made-up: disabled, not run" in process.stdout
+    assert "not run: 1\n  made-up: disabled: " in process.stdout
