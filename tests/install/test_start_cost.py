@@ -101,3 +101,13 @@ def test_status_loads_few_modules(own_venv):
     stdlib = [name for name in loaded if name.partition(".")[0] in sys.stdlib_module_names]
     assert len(set(stdlib) - set(at_start)) <= 115, stdlib
     assert not {"asyncio", "importlib.metadata", "multiprocessing", "numpy", "socket", "ssl", "torch"} & set(loaded)
+
+
+def test_engine_loads_nothing_that_only_commands_and_reproductions_need(own_venv):
+    program = "import sys; from torch_forwardfix import engine; engine.make_plan(); print(*sys.modules)"
+    loaded = set(own_venv.run("-c", program).stdout.split())
+    ours = {name.partition(".")[2] for name in loaded if name.startswith("torch_forwardfix.")}
+    assert {"engine", "gates", "fixes.atomic_add_mask"} <= ours
+    assert not {"bisect", "cli", "doctor", "fingerprint", "generation", "report", "startup", "verify"} & ours
+    assert "packaging.version" in loaded
+    assert not {"argparse", "packaging.specifiers"} & loaded
