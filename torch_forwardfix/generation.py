@@ -130,7 +130,7 @@ def generate(
     ended: list[NotGenerated | None] = []
 
     def inductor(graph: Any, examples: Any) -> Any:
-        if _crashes():
+        if _bindings_fail():
             joint_graph.lazy_init()
         try:
             with _pretended(texts, backward):
@@ -163,11 +163,11 @@ def generate(
     return Generated(kernels, tuple(wrappers))
 
 
-def _crashes() -> bool:
-    """Whether bindings of this torch (2.9) crash on fake tensors of a GPU without a driver."""
+def _bindings_fail() -> bool:
+    """Whether bindings of this torch (2.9, and builds for the CPU alone) fail on fake tensors of a GPU."""
     import torch
 
-    return not hasattr(torch._C, "_ensureCUDADeviceGuardSet")
+    return not (hasattr(torch._C, "_ensureCUDADeviceGuardSet") and torch.backends.cuda.is_built())
 
 
 def _move(graph_module: Any) -> None:
@@ -273,7 +273,7 @@ def _pretended(texts: dict[bool, list[str]], backward: bool) -> Iterator[None]:
 
         put(fake_tensor, "init_gpu_context", lambda device: None)
         put(fake_tensor.FakeTensorMode, "avoid_device_init", property(lambda mode: True))
-        if _crashes():
+        if _bindings_fail():
             stack.enter_context(mock.patch.object(fake_tensor.FakeTensor, "__getitem__", _getitem))
         put(ConstantFolder, "run", _folding_on_cpu(get(ConstantFolder, "run")))
 
@@ -303,10 +303,27 @@ def _pretended(texts: dict[bool, list[str]], backward: bool) -> Iterator[None]:
 
 
 def _getitem(self: Any, key: Any) -> Any:
-    """``x[key]`` of a fake tensor past the binding that crashes without a driver."""
+    """``x[key]`` of a fake tensor past the binding that asks for a driver, where ``key`` holds no tensor."""
     import torch
 
-    return self.select(0, key) if type(key) is int else torch.Tensor.__getitem__(self, key)
+    keys = key if isinstance(key, tuple) else (key,)
+    numbers = (int, torch.SymInt)
+    if not all(each is None or each is ... or type(each) in (*numbers, slice) for each in keys):
+        return torch.Tensor.__getitem__(self, key)
+    result, dim = self, 0
+    for each in keys:
+        if each is None:
+            result, dim = result.unsqueeze(dim), dim + 1
+        elif each is ...:
+            dim += self.dim() - sum(type(other) in (*numbers, slice) for other in keys)
+        elif isinstance(each, slice):
+            if each != slice(None):
+                step = 1 if each.step is None else each.step
+                result = torch.ops.aten.slice.Tensor(result, dim, each.start, each.stop, step)
+            dim += 1
+        else:
+            result = result.select(dim, each)
+    return result
 
 
 def _folding_on_cpu(run: Callable[[Any], Any]) -> Callable[[Any], Any]:
