@@ -38,7 +38,7 @@ class Plan:
 
     ``decided`` are the outcomes that the environment and the versions settle. ``pending`` are the fixes that wait for
     their modules, whose outcomes come into ``outcomes``, by fix and module, and the way back into ``undo``. ``fixes``
-    are all that could be loaded.
+    are all that could be loaded. Threads that import add to both, so whoever walks along them takes a copy.
     """
 
     settings: settings.Settings
@@ -161,7 +161,7 @@ def catch_up(*, wait: bool = False) -> None:
         half_way = getattr(getattr(module, "__spec__", None), "_initializing", False)
         if name in cache_key.SALTS and not half_way:
             _salt(plan, module)
-        elif name in cache_key.SALTS and not finder.has_hooked(name):
+        elif name in cache_key.SALTS and not finder.has_hooked(name) and not wait:
             _do_without_salt(plan, Outcome("missed", f"{name} had begun to load before the hook was there", name))
         for id, fix in plan.pending.items():
             if name not in fix.modules or (id, name) in plan.outcomes:
@@ -169,7 +169,9 @@ def catch_up(*, wait: bool = False) -> None:
             if not half_way:
                 _treat(plan, fix, module, remark=", which was loaded already")
             elif not finder.has_hooked(name) and not wait:
-                _record(plan, fix, Outcome("missed", f"{name} had begun to load before the hook was there", name))
+                outcome = Outcome("missed", f"{name} had begun to load before the hook was there", name)
+                _take_back(plan, fix, outcome)
+                _record(plan, fix, outcome)
 
 
 def _module_loaded(plan: Plan, module: ModuleType) -> None:
@@ -178,7 +180,7 @@ def _module_loaded(plan: Plan, module: ModuleType) -> None:
     for fix in plan.pending.values():
         if module.__name__ in fix.modules:
             _treat(plan, fix, module)
-    settled = {name for _, name in plan.outcomes}
+    settled = {name for _, name in list(plan.outcomes)}
     if any(not settled.issuperset(finder.loaded_past()) for _, finder in _started.values()):
         catch_up(wait=True)
 
@@ -208,7 +210,7 @@ def _do_without_salt(plan: Plan, outcome: Outcome) -> None:
 
 
 def _take_back(plan: Plan, fix: Fix, outcome: Outcome) -> None:
-    for other, steps in plan.undo.items():
+    for other, steps in list(plan.undo.items()):
         if other[0] == fix.id:
             taken_back = replace(outcome, module=other[1], duration=0.0)
             try:
@@ -223,7 +225,7 @@ def _treat(plan: Plan, fix: Fix, module: ModuleType, *, remark: str = "") -> Non
     start = perf_counter()
     state: State
     key = (fix.id, module.__name__)
-    for (id, _), earlier in plan.outcomes.items():
+    for (id, _), earlier in list(plan.outcomes.items()):
         if id == fix.id and earlier.state in _NOT_APPLICABLE:
             plan.outcomes[key] = replace(earlier, module=module.__name__, duration=0.0)
             return
@@ -253,7 +255,7 @@ def _probe_and_apply(plan: Plan, fix: Fix, module: ModuleType) -> tuple[State, s
         except Drifted:
             continue  # a target of other releases, or drift: the probe knows
         if patching.is_ours(found):
-            for (id, _), steps in plan.undo.items():
+            for (id, _), steps in list(plan.undo.items()):
                 if id != fix.id and any(vars(owner).get(name) is found for owner, name, _ in steps):
                     return "foreign", f"{qualname} was replaced by the fix {id}"
             return "applied", "was applied before"

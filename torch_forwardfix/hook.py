@@ -44,7 +44,8 @@ class PostImportFinder:
             spec = self._ask_the_others(name, path, target)
         finally:
             self._asking.discard(key)
-        if spec is not None and spec.loader is not None:
+        # A loader that knows load_module() alone is called by importlib in its own way: what it loads has come past us.
+        if spec is not None and hasattr(spec.loader, "exec_module"):
             _hook(spec, self._callback)
             self._hooked.add(name)
         return spec

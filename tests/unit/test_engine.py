@@ -252,6 +252,17 @@ def test_module_that_comes_past_us_and_loads_the_next_one_is_not_missed(engine) 
     assert engine.ask(PAST + code + "say(one.f(), one.torch._dynamo.two.f(), state())") == ["one", "two!", LATE]
 
 
+def test_salted_module_that_comes_past_us_and_loads_a_target_is_salted_in_time(engine) -> None:
+    engine.plug("fix(changes_codegen=True)")
+    with_codecache(engine, "import torch._dynamo.one\n" + CODECACHE)
+    code = "sys.meta_path.insert(0, Past('torch._inductor.codecache'))\n" + IMPORT_CODECACHE + IMPORT_ONE
+    assert engine.ask(PAST + code + "say(one.f(), state()[0], codecache.torch_key() != plain)") == [
+        "one!",
+        "applied",
+        True,
+    ]
+
+
 @pytest.mark.row("A module that is patched", "torch's compiler is loaded past us: `status()` says so and patches it")
 def test_compiler_that_came_past_us_is_patched_when_the_status_is_asked_for(engine) -> None:
     engine.plug("fix()")

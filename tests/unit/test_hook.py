@@ -397,6 +397,27 @@ def test_finder_without_find_spec_is_passed_over(tree) -> None:
     assert ask(tree, code) == ["pkg.mod"]
 
 
+def test_loader_of_the_old_kind_imports_as_ever(tree) -> None:
+    code = """
+    import types, warnings
+    warnings.simplefilter("ignore")
+    class Legacy:
+        def load_module(self, name):
+            module = sys.modules[name] = types.ModuleType(name)
+            module.value = "legacy"
+            return module
+    class Finder:
+        def find_spec(self, name, path=None, target=None):
+            if name == "pkg.mod":
+                return importlib.machinery.ModuleSpec(name, Legacy())
+    hook("pkg.mod")
+    sys.meta_path.insert(1, Finder())
+    import pkg.mod
+    say(pkg.mod.value, calls, sys.meta_path[0].loaded_past())
+    """
+    assert ask(tree, code) == ["legacy", [], ["pkg.mod"]]
+
+
 @row("two hooks of this kind: both work")
 def test_two_hooks_on_one_module_both_call_back(tree) -> None:
     code = """

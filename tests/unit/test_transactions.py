@@ -2,12 +2,15 @@
 
 import importlib
 import sys
-from types import ModuleType
+import threading
+from dataclasses import replace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
 from torch_forwardfix import engine, patching, settings
 from torch_forwardfix.fix import Fix
+from torch_forwardfix.hook import PostImportFinder
 
 
 def make(monkeypatch, **per_module):
@@ -72,6 +75,49 @@ def test_both_modules_are_patched_where_both_can_be(monkeypatch):
     engine._module_loaded(plan, modules[1])
     assert [module.function() for module in modules] == ["patched", "patched"]
     assert "one" in engine.outcome_of(plan, "two-modules").reason
+
+
+def test_a_module_that_is_missed_takes_the_other_one_back(monkeypatch):
+    plan, (one, two) = make(monkeypatch, one=True, two=True)
+    finder = PostImportFinder(plan.modules, lambda module: None)
+    monkeypatch.setitem(engine._started, "plan", (plan, finder))
+    two.__spec__ = SimpleNamespace(_initializing=True)
+    engine._module_loaded(plan, one)
+    assert one.function() == "patched"
+    engine.catch_up()
+    assert engine.outcome_of(plan, "two-modules").state == "missed"
+    assert [one.function(), two.function()] == ["original", "original"]
+
+
+def test_threads_that_import_do_not_disturb_each_other(monkeypatch):
+    names = [f"number{number}" for number in range(60)]
+    plan, modules = make(monkeypatch, **{name: True for name in names})
+    (fix,) = plan.pending.values()
+    fixes = {name: replace(fix, id=name, targets=(f"{name}:function",)) for name in names}
+    plan = engine.Plan(plan.settings, {}, fixes)
+    finder = PostImportFinder(plan.modules, lambda module: None)
+    monkeypatch.setitem(engine._started, "plan", (plan, finder))
+    errors = []
+
+    def load(some):
+        for module in some:
+            try:
+                engine._module_loaded(plan, module)
+            except Exception as error:
+                errors.append(error)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=load, args=(modules[number::3],)) for number in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert errors == []
+    assert {outcome.state for outcome in plan.outcomes.values()} == {"applied"}
 
 
 def test_a_plugin_that_exits_is_one_failed_row(tmp_path, monkeypatch):
