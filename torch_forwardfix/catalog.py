@@ -70,10 +70,14 @@ def load() -> Catalog:
 
 
 def _plugins() -> list[tuple[str, str, Callable[[], Any]]]:
-    return [
-        (point.dist.name if point.dist else point.value, point.name, point.load)
-        for point in metadata().entry_points(group=ENTRY_POINTS)
-    ]
+    return [(_source(point), point.name, point.load) for point in metadata().entry_points(group=ENTRY_POINTS)]
+
+
+def _source(point: Any) -> str:
+    try:
+        return str(point.dist.name)
+    except Exception:  # where the metadata of the plug-in, or the attribute in itself, is missing
+        return str(point.value)
 
 
 def unfixed(fixed: Container[str] = ()) -> dict[str, Unfixed]:

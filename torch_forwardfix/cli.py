@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -17,10 +18,11 @@ from pathlib import Path
 from . import catalog, engine, report, settings
 from ._version import __version__
 from .fix import Fix, Outcome
-from .status_text import fill, print_status, print_upgrades
+from .status_text import compiler_unloadable, fill, print_status, print_upgrades
 from .upgrade import upgrades
 
 _BAD_STATES = ("failed", "drifted", "missed")
+_NOT_ACTIVE = "the hook is not active in this interpreter: python -m torch_forwardfix doctor says why"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,9 +31,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0 all is well, 1 a check or a proof failed, a search found nothing or doctor something wrong, 2 wrong usage, 128 + N
     stopped by signal N, 141 where nobody reads the output any more.
     """
-    options = parser().parse_args(arguments)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # it was closed
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for as long as the process lives
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # what others have written need not fit the terminal
     try:
-        return int(options.run(options))
+        try:
+            options = parser().parse_args(arguments)
+            return int(options.run(options))
+        finally:
+            sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -89,7 +100,7 @@ def parser() -> argparse.ArgumentParser:
         _show,
         "the story of one bug",
         "Tell what goes wrong, why, since when, what upstream says, and what the fix does about it.",
-        {0: "the story was printed"},
+        {0: "the story was printed", 1: "the fix cannot be loaded"},
         "fxgraph-cache-valueerror",
     )
     show.add_argument("id", metavar="ID", help="the id of a fix, or of a bug that is known and not fixed here")
@@ -111,7 +122,7 @@ def parser() -> argparse.ArgumentParser:
         "Run COMMAND with some fixes and without the others until it is clear which of them change its exit status.",
         {0: "found", 1: "nothing found, or the command is flaky", 130: "stopped by Ctrl-C"},
         "-- python train.py --steps 1",
-        usage="%(prog)s [-h] [--keep DIR] [--timeout SECONDS] [--shared-caches] [--json] -- COMMAND ...",
+        usage="%(prog)s [-h] [--keep DIR] [--timeout SECONDS]\n       [--shared-caches] [--json] -- COMMAND ...",
     )
     bisect.add_argument(
         "--keep", metavar="DIR", type=Path, help="where the output of the runs goes: a new or empty folder"
@@ -144,7 +155,7 @@ def parser() -> argparse.ArgumentParser:
             130: "stopped by Ctrl-C",
         },
         "train.py --steps 1",
-        usage="%(prog)s [-h] [--keep DIR] [--json] [MODEL | SCRIPT [ARGUMENT ...] | -m MODULE [ARGUMENT ...]]",
+        usage="%(prog)s [-h] [--keep DIR] [--json]\n       [MODEL | SCRIPT [ARGUMENT ...] | -m MODULE [ARGUMENT ...]]",
     )
     startup.add_argument(
         "--keep", metavar="DIR", type=Path, help="where the output of the starts goes: a new or empty folder"
@@ -175,7 +186,7 @@ def _status(options: argparse.Namespace) -> int:
         print(json.dumps({**made.as_json(), **rows}, indent=2))
     else:
         (print_upgrades if options.upgrade else print_status)(made, newer)
-    wrong = not made.active or any(fix.state in _BAD_STATES for fix in made.fixes)
+    wrong = not made.active or compiler_unloadable(made) or any(fix.state in _BAD_STATES for fix in made.fixes)
     return 1 if options.check and wrong else 0
 
 
@@ -183,6 +194,9 @@ def _show(options: argparse.Namespace) -> int:
     known = catalog.load()
     unfixed = catalog.unfixed(known.fixes)
     bug = known.fixes.get(options.id) or unfixed.get(options.id)
+    if bug is None and options.id in known.broken:
+        print(fill("{0}: {1.state}: {1.reason}".format(options.id, known.broken[options.id])))
+        return 1
     if bug is None:
         return _unknown(options.id, [*known.fixes, *unfixed])
     rows = {
@@ -194,11 +208,13 @@ def _show(options: argparse.Namespace) -> int:
         "fixed in": bug.fixed_in or "no release yet",
     }
     if isinstance(bug, Fix):
+        outcome = engine.outcome_of(engine.make_plan(), bug.id)
+        inactive = outcome.state == "waiting" and not report.is_armed()
         rows |= {
             "patches": ", ".join(bug.targets),
             "generated code": "changed" if bug.changes_codegen else "not changed",
             "proved on": catalog.told(catalog.proved_on(bug)) or "no release yet",
-            "here": "{0.state}: {0.reason}".format(engine.outcome_of(engine.make_plan(), bug.id)),
+            "here": _NOT_ACTIVE if inactive else f"{outcome.state}: {outcome.reason}",
         }
     else:
         rows |= {
@@ -213,7 +229,11 @@ def _show(options: argparse.Namespace) -> int:
         print(fill(f"{name + ':':<16}{value}", "", " " * 16))
     story = getdoc(getmodule(bug.reproduce))
     if story:
-        print(f"\n{story}")
+        for paragraph in story.split("\n\n"):
+            print()
+            for part in re.split(r"\n(?=[*-] )", paragraph):
+                rest = "  " if part[0] in "*-" else ""
+                print(part if part.startswith(" ") else fill(" ".join(part.split()), "", rest))
     return 0
 
 
@@ -224,14 +244,16 @@ def _verify(options: argparse.Namespace) -> int:
     known = catalog.load()
     unfixed = catalog.unfixed(known.fixes)
     for id in options.ids:
-        if id not in known.fixes and id not in unfixed:
+        if not any(id in those for those in (known.fixes, known.broken, unfixed)):
             return _unknown(id, [*known.fixes, *unfixed])
     plan = engine.make_plan()
     made = Made()
-    ids = list(dict.fromkeys(options.ids or [*known.fixes, *unfixed]))
+    ids = list(dict.fromkeys(options.ids or [*known.fixes, *known.broken, *unfixed]))
     for id in ids:
         if id in plan.decided:
             made.not_run[id] = plan.decided[id]
+        elif id in plan.pending and not report.is_armed():
+            made.not_run[id] = Outcome("waiting", _NOT_ACTIVE)
         elif id in unfixed and (reason := report.why_not_here(unfixed[id])) is not None:
             if id in options.ids:
                 made.not_run[id] = Outcome("not-affected", reason)
@@ -253,6 +275,10 @@ def _verify(options: argparse.Namespace) -> int:
                 tell(id, "", made.seen[id])
             else:
                 made.proofs.append(prove(known.fixes[id], partial(tell, id)))
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        return _unusable("verify", error)
     finally:
         if options.json:
             print(json.dumps(made.as_json(), indent=2))
@@ -286,7 +312,7 @@ def _startup(options: argparse.Namespace) -> int:
     try:
         folder = output_folder(options.keep, "startup")
     except OSError as error:
-        return _unusable("startup", f"{error.filename}: {error.strerror}")
+        return _unusable("startup", error)
     print(f"output of the starts: {folder}", file=sys.stderr)
     made, problems = {}, {}
     try:
@@ -301,7 +327,7 @@ def _startup(options: argparse.Namespace) -> int:
                 made[target.name] = startup.measure(target, folder, arrived, tell)
                 problems[target.name] = startup.problem(made[target.name])
     except (CannotStart, OSError) as error:
-        return _unusable("startup", str(error))
+        return _unusable("startup", error)
     except Stopped as stop:
         print(f"{stop}; output of the starts: {folder}", file=sys.stderr)
         return 128 + stop.number
@@ -338,7 +364,7 @@ def _bisect(options: argparse.Namespace) -> int:
     try:
         folder = bisect.output_folder(options.keep, "bisect")
     except OSError as error:
-        return _unusable("bisect", f"{error.filename}: {error.strerror}")
+        return _unusable("bisect", error)
     print(f"fixes to choose from: {len(candidates)}; output of the runs: {folder}", file=sys.stderr)
 
     def tell(number: int, run: bisect.Run) -> None:
@@ -356,7 +382,7 @@ def _bisect(options: argparse.Namespace) -> int:
     except (bisect.CannotStart, OSError) as error:
         if not runs and not options.keep:
             folder.rmdir()
-        return _unusable("bisect", str(error))
+        return _unusable("bisect", error)
     except bisect.Stopped as stop:
         known = bisect.known_so_far(runs, options.timeout)
         print(f"{stop} after {len(runs)} runs: {known}; output of the runs: {folder}", file=sys.stderr)
@@ -375,7 +401,9 @@ def _bisect(options: argparse.Namespace) -> int:
     return 0 if isinstance(finding, bisect.Found) else 1
 
 
-def _unusable(command: str, message: str) -> int:
+def _unusable(command: str, problem: Exception | str) -> int:
+    filename = getattr(problem, "filename", None)
+    message = f"{filename}: {problem.strerror}" if isinstance(problem, OSError) and filename else str(problem)
     print(f"python -m torch_forwardfix {command}: {message}", file=sys.stderr)
     return 2
 
@@ -387,8 +415,6 @@ def _doctor(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(found.as_json(), indent=2))
         return 0 if found.well else 1
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # paths need not be text
     print(f"Python {found.python}, {found.executable or 'embedded'}")
     print(f"torch-forwardfix {found.version}, {found.file}")
     print(f"beside it: {found.pth or 'no torch_forwardfix.pth'}")

@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from importlib.machinery import PathFinder
 from importlib.util import cache_from_source, find_spec
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -22,7 +21,7 @@ from urllib.request import url2pathname
 
 from . import catalog, engine, settings, watcher
 from ._version import __version__
-from .gates import installed_version
+from .gates import installed_version, package_folders
 
 PACKAGE = "torch_forwardfix"
 PTH = f"{PACKAGE}.pth"
@@ -529,8 +528,7 @@ def _plug_ins() -> Iterator[Finding]:
 
 
 def _torch() -> Iterator[Finding]:
-    spec = PathFinder.find_spec("torch")
-    folders = list(spec.submodule_search_locations or ()) if spec else []
+    folders = package_folders("torch")
     version = installed_version("torch")
     if version is None:
         what = f"torch is not installed in {sys.executable}, so there is nothing to fix"

@@ -10,6 +10,7 @@ from contextlib import suppress
 from functools import cache
 from importlib import import_module
 from importlib.machinery import PathFinder
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def installed_version(distribution: str) -> str | None:
     home = metadata()
     try:
         version: str | None = home.version(distribution)
-    except home.PackageNotFoundError:
+    except (home.PackageNotFoundError, FileNotFoundError, KeyError):  # the last two where an uninstall left a rest
         return None
     return version
 
@@ -54,11 +55,20 @@ def torch_commit() -> str | None:
 
 def _text(package: str, file: str) -> str:
     """The text of a file in the folder of a package that is not imported; empty where there is none."""
-    spec = PathFinder.find_spec(package)
-    for folder in (spec.submodule_search_locations if spec else None) or ():
+    for folder in package_folders(package):
         with suppress(OSError):
             return Path(folder, file).read_text(encoding="utf-8", errors="replace")
     return ""
+
+
+def package_folders(package: str) -> list[str]:
+    """Return the folders of a top-level package without importing it; none where it is not there."""
+    spec = PathFinder.find_spec(package)
+    if spec is None:
+        # Editable installs have finders of their own. A module without a spec is loaded, by hand.
+        with suppress(ValueError):
+            spec = find_spec(package)
+    return list((spec.submodule_search_locations if spec else None) or ())
 
 
 def metadata() -> Any:

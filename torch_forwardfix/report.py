@@ -52,7 +52,11 @@ class UnfixedStatus:
 
 @dataclass(frozen=True)
 class Report:
-    """What ``status --json`` prints. ``reason`` says why the hook is not active and what is wrong with the settings."""
+    """What ``status --json`` prints.
+
+    ``reason`` says why the hook is not active and what is wrong with the settings. ``unloadable`` are the modules that
+    ``--live`` could not import, and why.
+    """
 
     version: str
     python: str
@@ -61,6 +65,7 @@ class Report:
     active: bool
     reason: str | None
     live: bool
+    unloadable: dict[str, str]
     fingerprint: fingerprint.Fingerprint
     fixes: list[FixStatus]
     unfixed: list[UnfixedStatus]
@@ -82,7 +87,7 @@ def status() -> list[FixStatus]:
 def collect(*, live: bool = False) -> Report:
     """Make the report. With ``live`` the modules of every pending fix are imported first, torch among them."""
     torch_version = installed_version("torch")
-    active = watcher in sys.meta_path or engine.current_plan() is not None
+    active = is_armed()
     unloadable: dict[str, str] = {}
     if live and active and torch_version is not None:
         unloadable = _load_targets()
@@ -94,8 +99,10 @@ def collect(*, live: bool = False) -> Report:
     rows = []
     for id in dict.fromkeys([*plan.fixes, *plan.decided]):
         outcome = engine.outcome_of(plan, id)
-        if outcome.state == "waiting" and outcome.module in unloadable:
-            outcome = Outcome("waiting", f"{outcome.module} cannot be imported: {unloadable[outcome.module]}")
+        # Where the compiler itself does not load, that is what each fix waits for.
+        missing = next((name for name in (*engine.COMPILER, outcome.module) if name in unloadable), None)
+        if outcome.state == "waiting" and missing is not None:
+            outcome = Outcome("waiting", f"{missing} cannot be imported: {unloadable[missing]}", missing)
         elif outcome.state == "waiting":
             outcome = _missed(plan.fixes[id]) or outcome
         rows.append(_row(id, plan.fixes.get(id), outcome))
@@ -107,14 +114,20 @@ def collect(*, live: bool = False) -> Report:
         active=active,
         reason="; ".join([*reasons, *plan.settings.problems]) or None,
         live=live,
+        unloadable=unloadable,
         fingerprint=fingerprint.take(plan),
         fixes=rows,
         unfixed=[_unfixed_row(bug) for bug in catalog.unfixed(plan.fixes).values()],
     )
 
 
+def is_armed() -> bool:
+    """Whether fixes are applied in this process: the hook waits for torch's compiler, or has seen it."""
+    return watcher in sys.meta_path or engine.current_plan() is not None
+
+
 def _missed(fix: Fix) -> Outcome | None:
-    if watcher in sys.meta_path or engine.current_plan() is not None:
+    if is_armed():
         return None
     for name in fix.modules:
         if name in sys.modules:

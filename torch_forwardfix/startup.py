@@ -103,8 +103,6 @@ def measure(target: Target, folder: Path, arrived: Sequence[int], tell: Callable
     runs: list[Run] = []
     for with_fixes in (False, True):
         with own_caches() as caches:
-            # torch puts Triton's cache beside its own, but not where the user has named another folder.
-            caches["TRITON_CACHE_DIR"] = os.path.join(caches["TORCHINDUCTOR_CACHE_DIR"], "triton")
             for warm in (False, True):
                 runs.append(_start(target, folder, with_fixes, warm, caches, arrived))
                 tell(runs[-1])

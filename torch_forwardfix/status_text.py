@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TextIO
 
+from .engine import COMPILER
 from .fix import KINDS, Kind
 from .report import FixStatus, Report
 from .upgrade import Upgrade, best
@@ -67,6 +68,11 @@ def fill(text: str, first: str = "", rest: str | None = None) -> str:
     )
 
 
+def cell(text: str, width: int) -> str:
+    """Pad ``text`` to a column of ``width``. What fills it, as ids of plug-ins may, is still set off from the next."""
+    return f"{text:<{width - 1}} "
+
+
 Line = tuple[str, str]
 
 
@@ -79,7 +85,9 @@ def _lines(made: Report, upgrades: Sequence[Upgrade]) -> Iterator[Line]:
     yield from _reasons("not applied though needed here", "bad", [fix for fix in made.fixes if fix.state in _WRONG])
     yield from _table("applied", "good", [fix for fix in made.fixes if fix.state == "applied"])
     waiting = [fix for fix in made.fixes if fix.state == "waiting"]
-    if made.live and made.active:
+    if compiler_unloadable(made):
+        yield from _reasons("not applied: torch's compiler cannot be imported", "bad", waiting)
+    elif made.live and made.active:
         yield from _reasons("waiting, though torch's compiler was loaded", "note", waiting)
     elif made.active:
         yield from _table("applied when torch's compiler loads", "good", waiting)
@@ -91,7 +99,7 @@ def _lines(made: Report, upgrades: Sequence[Upgrade]) -> Iterator[Line]:
         yield "", ""
         yield "note", f"known and not fixed here: {len(here)}"
         for bug in here:
-            yield "", fill(bug.title, f"  {bug.id:<{ID}}", " " * (2 + ID))
+            yield "", fill(bug.title, f"  {cell(bug.id, ID)}", " " * (2 + ID))
             yield "dim", fill(f"what to do: {bug.workaround}", " " * (2 + ID))
     rest = [fix for fix in made.fixes if fix.state in _NOT_NEEDED]
     if rest:
@@ -100,6 +108,11 @@ def _lines(made: Report, upgrades: Sequence[Upgrade]) -> Iterator[Line]:
         yield "dim", fill(", ".join(fix.id for fix in rest), "  ")
     yield "", ""
     yield "", fill(sentence(made, upgrades))
+
+
+def compiler_unloadable(made: Report) -> bool:
+    """Whether torch's compiler could not be imported for the report."""
+    return any(name in made.unloadable for name in COMPILER)
 
 
 def _table(heading: str, style: str, fixes: Sequence[FixStatus]) -> Iterator[Line]:
@@ -117,7 +130,7 @@ def _table(heading: str, style: str, fixes: Sequence[FixStatus]) -> Iterator[Lin
                 "",
                 fill(
                     fix.title + _basis(fix),
-                    f"  {fix.id:<{ID}}{fix.fixed_in or 'open':<{SINCE}}",
+                    f"  {cell(fix.id, ID)}{fix.fixed_in or 'open':<{SINCE}}",
                     " " * (2 + ID + SINCE),
                 ),
             )
@@ -137,7 +150,7 @@ def _reasons(heading: str, style: str, fixes: Sequence[FixStatus]) -> Iterator[L
     yield "", ""
     yield style, f"{heading}: {len(fixes)}"
     for fix in fixes:
-        yield "", fill(f"{fix.state}: {fix.reason}", f"  {fix.id:<{ID}}", " " * (2 + ID))
+        yield "", fill(f"{fix.state}: {fix.reason}", f"  {cell(fix.id, ID)}", " " * (2 + ID))
 
 
 def sentence(made: Report, upgrades: Iterable[Upgrade]) -> str:
@@ -146,6 +159,8 @@ def sentence(made: Report, upgrades: Iterable[Upgrade]) -> str:
         return "torch is not installed here: no fix applies."
     if not made.enabled:
         return f"torch {made.torch}: all fixes are switched off."
+    if compiler_unloadable(made):
+        return f"torch {made.torch}: its compiler cannot be imported, so that no fix applies."
     applied = sum(fix.state in _APPLY for fix in made.fixes)
     rest = sum(fix.state in _NOT_NEEDED for fix in made.fixes)
     verb = ("applies" if applied == 1 else "apply") if made.active else "would apply"

@@ -83,7 +83,12 @@ def prove(fix: Fix, tell: Callable[[str, Run], None] = lambda step, run: None) -
 def own_caches() -> Iterator[dict[str, str]]:
     """The environment variables that give a process compile caches of its own; they are removed afterwards."""
     with tempfile.TemporaryDirectory(prefix="torch-forwardfix-", ignore_cleanup_errors=True) as folder:
-        yield {"TORCHINDUCTOR_CACHE_DIR": folder, "VLLM_CACHE_ROOT": os.path.join(folder, "vllm")}
+        yield {
+            "TORCHINDUCTOR_CACHE_DIR": folder,
+            # torch puts Triton's cache beside its own, but not where the user has named another folder.
+            "TRITON_CACHE_DIR": os.path.join(folder, "triton"),
+            "VLLM_CACHE_ROOT": os.path.join(folder, "vllm"),
+        }
 
 
 def observe(bug: Bug) -> Run:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from .fix import Outcome
-from .status_text import ID, fill
+from .status_text import ID, cell, fill
 from .verify import Proof, Run
 
 # Columns: of a verdict, of the seconds.
@@ -15,7 +15,10 @@ VERDICT, SECONDS = 9, 7
 
 @dataclass
 class Made:
-    """What has been done so far: the proofs, the bugs that stay and were looked for, and why others were not run."""
+    """What has been done so far: the proofs, the bugs that stay and were looked for, and why others were not run.
+
+    ``waiting`` in ``not_run`` are fixes that wait for a hook that is not active.
+    """
 
     proofs: list[Proof] = field(default_factory=list)
     seen: dict[str, Run] = field(default_factory=dict)
@@ -23,11 +26,11 @@ class Made:
 
     @property
     def well(self) -> bool:
-        """Whether every fix that was tried holds, every bug that stays is there, and no gate failed."""
+        """Whether every fix that is needed here was tried and holds, and every bug that stays is there."""
         return (
             all(proof.holds for proof in self.proofs)
             and all(run.verdict == "present" for run in self.seen.values())
-            and all(outcome.state != "failed" for outcome in self.not_run.values())
+            and all(outcome.state not in ("failed", "waiting") for outcome in self.not_run.values())
         )
 
     def as_json(self) -> dict[str, object]:
@@ -76,7 +79,7 @@ def _row(id: str, without: Run, with_fix: Run | None) -> str:
     seconds = without.seconds + (with_fix.seconds if with_fix else 0)
     verdicts = f"{without.verdict:<{VERDICT}}{with_fix.verdict if with_fix else '':<{VERDICT}}"
     basis = {"cpu": "", "generated": "generated code"}.get(without.by, without.by.removeprefix("gpu "))
-    return f"  {id:<{ID}}{verdicts}{seconds:>{SECONDS}.1f}  {basis}".rstrip()
+    return f"  {cell(id, ID)}{verdicts}{seconds:>{SECONDS}.1f}  {basis}".rstrip()
 
 
 def _not_run(outcomes: Mapping[str, Outcome]) -> Iterator[str]:

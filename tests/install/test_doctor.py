@@ -528,7 +528,8 @@ def test_torch_that_cannot_be_loaded(patient):
     dynamo = patient.venv.site / "torch" / "_dynamo" / "__init__.py"
     dynamo.write_text("raise ImportError('libtorch.so is not there')\n")
     found = patient.findings("--live")["torch-broken"]
-    assert "libtorch.so is not there" in found["what"]
+    assert "torch._dynamo cannot be imported: ImportError: libtorch.so is not there" in found["what"]
+    assert found["severity"] == "wrong"
     assert patient.after(found, "--live").keys() == {"opted-out"}
 
 

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,8 @@ pytestmark = pytest.mark.skipif(
     find_spec("torch") is not None, reason="ABOUT AN ENVIRONMENT WITHOUT TORCH: nox -s tests makes one"
 )
 
-REPORT_KEYS = ["version", "python", "torch", "enabled", "active", "reason", "live", "fingerprint", "fixes", "unfixed"]
+REPORT_KEYS = ["version", "python", "torch", "enabled", "active", "reason", "live", "unloadable", "fingerprint"]
+REPORT_KEYS += ["fixes", "unfixed"]
 FIX_KEYS = [
     "id",
     "title",
@@ -227,6 +230,129 @@ def test_wrong_setting_is_named(sandbox) -> None:
     process = cli(sandbox, "status", env={"TORCH_FORWARDFIX_DISABLE": "aot-builtin"})
     assert process.returncode == 0
     assert "did you mean 'aot-builtins'?" in " ".join(process.stdout.split())
+
+
+def test_check_fails_where_the_compiler_cannot_be_imported(torch_tree) -> None:
+    torch_tree.write({"torch/__init__.py": "raise ImportError('libtorch.so is not there')\n"})
+    process = torch_tree.run("-c", ARMED.format(["status", "--live", "--check"]))
+    assert process.returncode == 1
+    said = " ".join(process.stdout.split())
+    assert "not applied: torch's compiler cannot be imported: " in said
+    assert "waiting: torch._dynamo cannot be imported: ImportError: libtorch.so is not there" in said
+    assert said.endswith("torch 2.10.0: its compiler cannot be imported, so that no fix applies.")
+
+
+@pytest.mark.parametrize("name", ["vllm", "torch"])
+def test_rest_of_a_broken_uninstall_is_not_installed(torch_tree, name: str) -> None:
+    if name == "torch":
+        torch_tree.write({"torch/version.py": ""})
+    torch_tree.write({f"{name}-0.1.dist-info/RECORD": ""})
+    report = json.loads(cli(torch_tree, "status", "--json").stdout)
+    reasons = {row["id"]: row["reason"] for row in report["fixes"]}
+    assert reasons["vllm-compile-disable"].endswith(f"{name if name == 'vllm' else 'vllm'} is not installed")
+    assert (report["torch"] is None) == (name == "torch")
+
+
+def test_plugin_without_metadata_costs_no_other_plugin(torch_tree) -> None:
+    torch_tree.write(
+        {
+            "rest-1.dist-info/entry_points.txt": "[torch_forwardfix.fixes]\nrest = no_such_module:FIX\n",
+            "gone-1.dist-info/METADATA": "Metadata-Version: 2.1\nName: gone\nVersion: 1\n",
+            "gone-1.dist-info/entry_points.txt": "[torch_forwardfix.fixes]\ngone = not_there_either:FIX\n",
+        }
+    )
+    rows = {row["id"]: row["state"] for row in json.loads(cli(torch_tree, "status", "--json").stdout)["fixes"]}
+    assert rows["gone:gone"] == "failed"
+    assert rows["no_such_module:FIX:rest"] == "failed"
+
+
+def test_missing_requirement_is_named(sandbox) -> None:
+    code = "import sys, runpy; sys.modules['importlib_metadata'] = None; sys.argv[1:] = ['status']\n"
+    code += "runpy.run_module('torch_forwardfix', run_name='__main__')"
+    process = sandbox.run("-c", code)
+    assert process.returncode == 1
+    assert process.stderr.startswith("torch-forwardfix: importlib_metadata is missing: pip install importlib_metadata")
+
+
+def test_torch_of_a_finder_of_its_own_is_as_good_as_another(torch_tree) -> None:
+    """As setuptools' editable installs have it."""
+    (torch_tree.tree / "torch").rename(torch_tree.tree / "source")
+    torch_tree.write(
+        {
+            "source/version.py": "__version__ = '2.10.0'\ngit_version = 'abc123'\n",
+            "torch-2.10.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: torch\nVersion: 2.10.0\n",
+            "sitecustomize.py": """
+import sys
+from importlib.util import spec_from_file_location
+class Editable:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == "torch":
+            folder = __file__.rpartition("sitecustomize")[0] + "source"
+            return spec_from_file_location(name, folder + "/__init__.py", submodule_search_locations=[folder])
+sys.meta_path.append(Editable)
+""",
+        }
+    )
+    report = json.loads(cli(torch_tree, "status", "--json").stdout)
+    assert (report["torch"], report["fingerprint"]["versions"]["torch-commit"]) == ("2.10.0", "abc123")
+    found = json.loads(cli(torch_tree, "doctor", "--json").stdout)["findings"]
+    assert "torch-broken" not in {row["code"] for row in found}
+
+
+@pytest.mark.parametrize("command", ["status", "show mul-zero-nan", "doctor", "verify", "--help", "status --help"])
+def test_reader_that_goes_away_is_no_error(sandbox, command: str) -> None:
+    program = f"exec 3>&1; {{ {sys.executable} -m torch_forwardfix {command}; echo $? >&3; }} | true"
+    process = subprocess.run(
+        ["bash", "-c", program],
+        cwd=sandbox.cwd,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
+        capture_output=True,
+        text=True,
+    )
+    # Whether the reader was quicker is not for us to say.
+    assert process.stdout.strip() in ("0", "1", "141")
+    assert process.stderr == ""
+
+
+def test_closed_output_is_no_error(sandbox) -> None:
+    for closed in (">&-", "2>&-", ">&- 2>&-"):
+        command = f"{sys.executable} -m torch_forwardfix verify --json {closed}"
+        process = subprocess.run(["bash", "-c", command], cwd=sandbox.cwd, capture_output=True, text=True)
+        assert (process.returncode, process.stderr) == (0, "")
+        assert process.stdout == "" or json.loads(process.stdout)["proofs"] == []
+
+
+def test_what_the_terminal_cannot_show_is_escaped(torch_tree) -> None:
+    torch_tree.write({"torch/version.py": "__version__ = '\u4e2d'\n"})
+    process = cli(torch_tree, "status", env={"PYTHONIOENCODING": "ascii"})
+    assert (process.returncode, process.stderr) == (0, "")
+    assert r"torch \u4e2d" in process.stdout
+
+
+def test_show_lines_fit_100_columns(sandbox) -> None:
+    code = "from torch_forwardfix import catalog, cli\n"
+    code += "for id in [*catalog.load().fixes, *catalog.unfixed()]: cli.main(['show', id])\n"
+    lines = sandbox.run("-c", code).stdout.splitlines()
+    assert len(lines) > 500
+    # A long name stays in one piece.
+    assert [line for line in lines if len(line) > 100 and len(line.split()) > 1] == []
+
+
+def test_help_lines_fit_100_columns(sandbox) -> None:
+    for command in COMMANDS:
+        lines = cli(sandbox, command, "--help", env={"COLUMNS": "100"}).stdout.splitlines()
+        assert [line for line in lines if len(line) > 100] == []
+
+
+def test_long_ids_are_set_off_from_the_next_column(torch_tree) -> None:
+    torch_tree.write(
+        {
+            "plug-1.dist-info/METADATA": "Metadata-Version: 2.1\nName: a-plug-in-with-a-long-name\nVersion: 1\n",
+            "plug-1.dist-info/entry_points.txt": "[torch_forwardfix.fixes]\nmade-up = not_there:FIX\n",
+        }
+    )
+    assert "  a-plug-in-with-a-long-name:made-up failed: plug-in" in cli(torch_tree, "status").stdout
 
 
 @pytest.mark.parametrize("env", [{}, {"TORCH_FORWARDFIX": "0"}, {"TORCH_FORWARDFIX_DISABLE": "nonsense,other,third"}])

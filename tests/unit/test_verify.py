@@ -136,6 +136,45 @@ def test_a_proof_that_fails_exits_with_1_and_says_why(verify, reproduction, said
     assert "Traceback" not in process.stderr
 
 
+def test_a_fix_that_cannot_be_loaded_is_told_and_fails(verify, torch_tree):
+    verify(HONEST)
+    torch_tree.write({"plug.py": "raise ImportError('half of it is missing')\n"})
+    for arguments in ((), ("plug:made-up",)):
+        process = torch_tree.run(
+            "-m", "torch_forwardfix", "verify", *arguments, env={"TORCH_FORWARDFIX_ONLY": "mul-zero-nan"}
+        )
+        assert process.returncode == 1
+        said = " ".join(process.stdout.split())
+        assert "plug:made-up: failed: plug-in plug cannot be loaded: ImportError: half of it is missing" in said
+    process = torch_tree.run("-m", "torch_forwardfix", "show", "plug:made-up")
+    assert process.returncode == 1
+    assert "half of it is missing" in process.stdout
+
+
+def test_nothing_is_run_where_the_hook_is_not_active(verify, torch_tree):
+    verify(HONEST)
+    torch_tree.write({"sitecustomize.py": ""})
+    process = torch_tree.run("-m", "torch_forwardfix", "verify", "made-up")
+    assert (process.returncode, process.stderr) == (1, "")
+    said = " ".join(process.stdout.split())
+    assert "made-up: waiting: the hook is not active in this interpreter" in said
+    assert "python -m torch_forwardfix doctor says why" in said
+    shown = torch_tree.run("-m", "torch_forwardfix", "show", "made-up").stdout
+    assert "here: the hook is not active" in " ".join(shown.split())
+
+
+@pytest.mark.parametrize("command", [["verify", "made-up"], ["bisect", "--", "true"], ["startup", "llama"]])
+def test_no_place_for_temporary_files_is_named(verify, torch_tree, command):
+    verify(HONEST)
+    program = "import sys, tempfile; from torch_forwardfix.cli import main\n"
+    program += f"tempfile._candidate_tempdir_list = lambda: ['/nowhere']; sys.exit(main({command}))"
+    process = torch_tree.run("-c", program)
+    assert process.returncode == 2
+    assert process.stderr.startswith(f"python -m torch_forwardfix {command[0]}: ")
+    assert "No usable temporary directory found" in process.stderr
+    assert "Traceback" not in process.stderr
+
+
 def test_a_fix_that_the_user_disabled_is_not_run(verify):
     process = verify(HONEST, TORCH_FORWARDFIX_DISABLE="made-up")
     assert process.returncode == 0
