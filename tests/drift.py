@@ -27,9 +27,10 @@ PAGE = Path(__file__).parents[1] / "docs" / "drift.md"
 HEAD = """\
 # The fixes and the newest torch
 
-What torch {new} changed for the fixes that {old} or {new} is in the range of. `nox --session drift -- {new}`, or any
-other release, compares the source of every function that a fix patches, asks the probes, runs the reproductions without
-any fix, and writes this page.
+What torch {new} changed for the fixes that {old} or {new} is in the range of. `nox --session drift -- {new}`, or
+any other release, compares the source of every function that a fix patches, asks the probes, runs the reproductions
+without any fix, and writes this page. Where a patch has to be looked at, [evidence.md](evidence.md) says whether it
+holds there, once the release is in it.
 """
 
 

@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from inspect import getdoc, getmodule
 from pathlib import Path
+
+from packaging.version import Version
 
 from torch_forwardfix import catalog
 from torch_forwardfix.fix import KINDS, Bug, Fix, Unfixed
@@ -17,9 +20,9 @@ FOLDER = Path(__file__).parents[1] / "docs" / "fixes"
 INDEX = "README.md"
 
 HEAD = """\
-# The fixes
+# The bugs
 
-One page for each bug, made from its file in `torch_forwardfix/` by `python tests/fix_pages.py`. `python -m
+One page for each bug, made from its file in `torch_forwardfix/` by `PYTHONPATH=. python tests/fix_pages.py`. `python -m
 torch_forwardfix show ID` prints the same, and what becomes of it on your machine.
 """
 
@@ -38,11 +41,16 @@ def _index(bugs: dict[str, Bug]) -> str:
         rows = [bug for _, bug in sorted(bugs.items()) if bug.kind == kind]
         if rows:
             lines = "".join(
-                f"| [{bug.id}]({bug.id}.md) | {_escaped(bug.title)} | {_range(bug)} | {_since(bug)} |\n" for bug in rows
+                f"| [{bug.id}]({bug.id}.md) | {_escaped(bug.title)}{_mark(bug)} | {_range(bug)} | {_since(bug)} |\n"
+                for bug in rows
             )
             heads = "| id | symptom | seen on | upstream |\n|---|---|---|---|\n"
             parts.append(f"## {KIND_NAMES[kind].capitalize()}\n\n{heads}{lines}")
     return "\n".join(parts)
+
+
+def _mark(bug: Bug) -> str:
+    return " (**not fixed here**)" if isinstance(bug, Unfixed) else ""
 
 
 def _since(bug: Bug) -> str:
@@ -54,15 +62,23 @@ def _seen(bug: Bug) -> list[str]:
 
 
 def _range(bug: Bug) -> str:
-    """The first and the last release that showed the bug, for each distribution."""
-    by_name: dict[str, list[str]] = {}
-    for release in _seen(bug):
-        name, _, version = release.partition(" ")
-        by_name.setdefault(name, []).append(version)
-    return ", ".join(
-        f"{name} {versions[0]}" + (f" to {versions[-1]}" if len(versions) > 1 else "")
-        for name, versions in by_name.items()
-    )
+    """The releases that showed the bug: of each unbroken row of those that were asked, the first and the last."""
+    seen = set(_seen(bug))
+    asked: dict[str, list[str]] = {}
+    for row in catalog.evidence():
+        if row["fix"] == bug.id and row["without"] != "not applicable":
+            name, _, version = row["release"].partition(" ")
+            asked.setdefault(name, []).append(version)
+    spans = []
+    for name, versions in asked.items():
+        ordered = sorted(set(versions), key=Version)
+        runs = [
+            list(run)
+            for is_seen, run in itertools.groupby(ordered, key=lambda version, name=name: f"{name} {version}" in seen)
+            if is_seen
+        ]
+        spans += [f"{name} {run[0]}" + (f" to {run[-1]}" if len(run) > 1 else "") for run in runs]
+    return ", ".join(spans)
 
 
 def _page(bug: Bug) -> str:

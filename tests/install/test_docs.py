@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / name for name in ("README.md", "SECURITY.md", "CONTRIBUTING.md")]
+PAGES = [ROOT / name for name in ("README.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 # test_ecosystem.py runs what stands there.
 PAGES += [page for page in sorted(ROOT.glob("docs/*.md")) if page.name != "ecosystem.md"]
 
@@ -19,10 +20,12 @@ ELSEWHERE = {
     r"pip install torch-forwardfix": "tests/install/test_install.py, from the wheel",
     r"python3 -m venv \.venv .* && \.venv/bin/nox --session (demo|tests|benchmark)": "the session; .ci/run runs tests",
     r"nox --session (tests|evidence -- fxgraph-cache-valueerror)": "the session itself",
-    r"python -m torch_forwardfix verify fxgraph-cache-valueerror": "tests/fixes/test_proofs.py, on every release",
+    r"python -m torch_forwardfix verify": "tests/unit/test_verify.py, and the proofs in tests/fixes/test_proofs.py",
+    r"P=\.nox/.*|\.venv/bin/uv pip install --python \$P .*|\$P -m .*": "test_what_is_typed_while_working_on_a_fix",
     r"python -m torch_forwardfix bisect -- python train\.py --steps 1": "tests/unit/test_bisect.py",
     r"python -m torch_forwardfix startup train\.py --steps 1": "tests/startup/test_command.py",
 }
+GENERATED = ("compatibility.md", "drift.md", "evidence.md", "performance.md")
 # Where the output must be what the page shows; of the others it is enough that they end well.
 SHOWN = ("cat overflow.py", "TORCH_FORWARDFIX=0 python overflow.py", "python overflow.py", "show mul-zero-nan")
 
@@ -70,3 +73,24 @@ def test_the_command_does_what_the_page_shows(torch_venv, tmp_path, command, out
         assert done.stdout == shown or (dots and done.stdout.startswith(shown))
     else:
         assert not output, "what stands below the command is not compared: add it to SHOWN"
+
+
+def test_what_is_typed_while_working_on_a_fix(torch_venv, tmp_path, copy_source):
+    """In an environment like that of the session ``demo``."""
+    lines = [text for page, text, _ in blocks() if page == "adding-a-fix.md" and text.startswith(("P=", ".venv", "$P"))]
+    assert len(lines) == 4
+    folder = copy_source()
+    (folder / ".venv" / "bin").mkdir(parents=True)
+    (folder / ".venv" / "bin" / "uv").symlink_to(Path(sys.executable).with_name("uv"))
+    script = "\n".join(["set -e", f"P={torch_venv.python}", *lines[1:]])
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("TORCH", "PYTHON"))}
+    done = subprocess.run(["sh", "-c", script], cwd=folder, env=clean, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 of 1 proved here" in done.stdout
+    assert " passed" in done.stdout
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name not in GENERATED], ids=lambda page: page.name)
+def test_lines_are_at_most_120_columns_wide(page):
+    prose = re.sub(r"^ *```.*?^ *```$", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    assert [line for line in prose.splitlines() if len(line) > 120 and not line.startswith("|")] == []

@@ -44,7 +44,7 @@ def test_example_installs_beside_us_and_leaves_nothing_behind(own_venv, example)
     own_venv.install("pip", example)
     assert row(own_venv)["state"] == "not-affected"
     assert row(own_venv)["reason"] == "torch is not installed"
-    shown = own_venv.run("-m", "torch_forwardfix", "show", ID).stdout
+    shown = " ".join(own_venv.run("-m", "torch_forwardfix", "show", ID).stdout.split())
     assert "takes each of them for a mistake that it has to make up for" in shown
     own_venv.pip("uninstall", "-y", ID)
     assert row(own_venv) is None

@@ -137,7 +137,7 @@ def reproduce() -> None:
 FIX = Fix(
     id="cache-dir-unknown-uid",
     title="importing torch's compiler fails with KeyError for a user without a passwd entry (containers)",
-    kind="startup",
+    kind="crash",
     upstream=("pytorch/pytorch#140765", "pytorch/pytorch#184208", "vllm-project/vllm#44579"),
     affects={"torch": ">=2.9.0.dev0,<2.13.0rc99"},
     fixed_in="2.13.0",
