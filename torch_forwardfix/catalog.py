@@ -18,7 +18,7 @@ from .gates import metadata
 ENTRY_POINTS = "torch_forwardfix.fixes"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Catalog:
     """``fixes`` by id, built-in ones first; ``broken`` says what became of those that could not be had, by name."""
 

@@ -32,7 +32,7 @@ class FixNotApplied(RuntimeError):
     """Raised at import under ``TORCH_FORWARDFIX_STRICT=1`` for a fix that is needed and could not be applied."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
     """What is to be done in this process.
 

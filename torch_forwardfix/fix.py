@@ -48,7 +48,8 @@ class Outcome:
     duration: float = 0.0
 
 
-@dataclass(frozen=True)
+# Two of them are never compared, and methods that nobody calls take time to make.
+@dataclass(frozen=True, eq=False)
 class Bug:
     """What is said of every bug, whether there is a fix for it here or not.
 
@@ -70,7 +71,7 @@ class Bug:
 
     def __post_init__(self) -> None:
         name = type(self).__name__
-        if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", self.id):
+        if not (self.id.isascii() and self.id == self.id.lower() and all(map(str.isalnum, self.id.split("-")))):
             raise ValueError(f"{name}.id: {self.id!r} is not kebab-case")
         if self.kind not in KINDS:
             raise ValueError(f"{self.id}: {name}.kind: {self.kind!r} is none of {', '.join(KINDS)}")
@@ -86,7 +87,7 @@ class Bug:
                 raise ValueError(f"{self.id}: {name}.affects[{distribution!r}]: {error}") from None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Fix(Bug):
     """One upstream bug and its repair.
 
@@ -106,7 +107,8 @@ class Fix(Bug):
         if not self.targets:
             raise ValueError(f"{self.id}: Fix.targets must not be empty")
         for target in self.targets:
-            if not re.fullmatch(r"\w+(\.\w+)*:\w+(\.\w+)*", target):
+            parts = target.split(":")
+            if len(parts) != 2 or not all(name.isidentifier() for part in parts for name in part.split(".")):
                 raise ValueError(f"{self.id}: Fix.targets: {target!r} is not of the form 'module:qualname'")
 
     @cached_property
@@ -115,7 +117,7 @@ class Fix(Bug):
         return tuple(dict.fromkeys(target.partition(":")[0] for target in self.targets))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Unfixed(Bug):
     """One upstream bug that is known and stays: ``why`` there is no fix, and what the user can do (``workaround``)."""
 

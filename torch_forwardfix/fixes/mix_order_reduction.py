@@ -20,7 +20,7 @@ from torch_forwardfix.fix import BugPresent, Fix
 from torch_forwardfix.patching import code_objects, lookup, wrap
 
 _WRITES = "SIMDScheduling._codegen_mix_order_reduction"
-_LINE = re.compile(r"(?P<name>\w+) = (?P<sum>\w+\[.+\]\.view\(.+\)\.\w+\(dim=0.*)")
+_LINE = r"(?P<name>\w+) = (?P<sum>\w+\[.+\]\.view\(.+\)\.\w+\(dim=0.*)"
 
 
 def is_present(module: ModuleType) -> bool | str:
@@ -57,7 +57,7 @@ def apply(module: ModuleType) -> None:
             writeline = wrapper.writeline
 
             def writeline_with_last_sums(line: Any) -> None:
-                found = isinstance(line, str) and _LINE.fullmatch(line)
+                found = isinstance(line, str) and re.fullmatch(_LINE, line)
                 if found:
                     write(wrapper, writeline, *found.groups())
                 else:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from types import FunctionType, ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch_forwardfix.fix import BugPresent, Fix
@@ -27,11 +27,12 @@ _GUARDS = "AOTAutogradCache.generate_guards_expression"
 _EVALUATE = "AOTAutogradCache.evaluate_guards"
 
 
-class _Floats(NamedTuple):
+class _Floats:
     """The floats that a graph reads, symbol and value, and the guards on floats before AOTAutograd traced it."""
 
-    traced: list[tuple[Any, float]]
-    known: list[Any]
+    def __init__(self, traced: list[tuple[Any, float]], known: list[Any]) -> None:
+        self.traced = traced
+        self.known = known
 
 
 # By the ShapeEnv of a compile and by cache key, the latest last. It holds symbols and not SymFloats, which would keep
