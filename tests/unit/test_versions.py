@@ -6,7 +6,9 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
+import packaging.version
 import pytest
 from packaging.version import InvalidVersion
 
@@ -212,3 +214,27 @@ def test_loaded_package_outdoes_its_version_file(sandbox) -> None:
 @pytest.mark.skipif(find_spec("torch") is not None, reason="ABOUT AN ENVIRONMENT WITHOUT TORCH: nox -s tests makes one")
 def test_package_that_is_absent_is_a_reason() -> None:
     assert gates.why_not_affected({"torch": ">=2.9.0.dev0"}) == "torch is not installed"
+
+
+def test_versions_are_read_by_torchs_copy_of_packaging_where_it_is_whole(monkeypatch) -> None:
+    def forget() -> None:
+        for function in (gates._packaging, gates._version, gates._bounds):
+            function.cache_clear()
+
+    read: list[str] = []
+
+    class Version(packaging.version.Version):
+        def __init__(self, text: str) -> None:
+            read.append(text)
+            super().__init__(text)
+
+    copy = ModuleType("torch._vendor.packaging.version")
+    monkeypatch.setitem(sys.modules, copy.__name__, copy)
+    forget()
+    assert gates.in_range("2.10.0+cpu", ">=2.9.0.dev0,<2.11.0rc99")
+    assert read == []
+    copy.__dict__["Version"] = Version
+    forget()
+    assert gates.in_range("2.10.0+cpu", ">=2.9.0.dev0,<2.11.0rc99")
+    assert sorted(read) == ["2.10.0", "2.10.0+cpu", "2.11.0rc99", "2.9.0.dev0"]
+    forget()
