@@ -88,12 +88,15 @@ def parser() -> argparse.ArgumentParser:
         "what is applied, what is not, and why",
         "Say what will happen in a process that is started here, without importing torch: what is wrong first, then "
         "the fixes by the kind of their bug, each with the release since which upstream has it.",
-        {0: "the report was printed", 1: "with --check: a fix failed, drifted or was missed, or nothing is active"},
+        {
+            0: "the report was printed",
+            1: "with --check: a fix failed, drifted or was missed, nothing is active, or torch does not load",
+        },
         "--live --check",
     )
     status.add_argument("--live", action="store_true", help="import torch's compiler here and say what did happen")
     status.add_argument("--json", action="store_true", help="print the report as JSON")
-    status.add_argument("--check", action="store_true", help="exit 1 if a fix failed or the hook is not active")
+    status.add_argument("--check", action="store_true", help="exit 1 if something is wrong")
     status.add_argument("--upgrade", action="store_true", help="what newer releases of torch would need")
 
     show = command(
