@@ -251,8 +251,8 @@ def _verify(options: argparse.Namespace) -> int:
             return _unknown(id, [*known.fixes, *unfixed])
     plan = engine.make_plan()
     made = Made()
-    ids = list(dict.fromkeys(options.ids or [*known.fixes, *known.broken, *unfixed]))
-    for id in ids:
+    steps = []
+    for id in dict.fromkeys(options.ids or [*known.fixes, *known.broken, *unfixed]):
         if id in plan.decided:
             made.not_run[id] = plan.decided[id]
         elif id in plan.pending and not report.is_armed():
@@ -260,8 +260,8 @@ def _verify(options: argparse.Namespace) -> int:
         elif id in unfixed and (reason := report.why_not_here(unfixed[id])) is not None:
             if id in options.ids:
                 made.not_run[id] = Outcome("not-affected", reason)
-            ids = [other for other in ids if other != id]
-    steps = [id for id in ids if id not in made.not_run]
+        else:
+            steps.append(id)
     total = sum(1 if id in unfixed else 2 for id in steps)
     done = 0
 
