@@ -153,13 +153,15 @@ def test_a_fix_that_cannot_be_loaded_is_told_and_fails(verify, torch_tree):
 
 def test_nothing_is_run_where_the_hook_is_not_active(verify, torch_tree):
     verify(HONEST)
-    torch_tree.write({"sitecustomize.py": ""})
-    process = torch_tree.run("-m", "torch_forwardfix", "verify", "made-up")
+    # The wheel arms it as well, where it is installed.
+    disarm = "import sys, torch_forwardfix; sys.meta_path.remove(torch_forwardfix.watcher)\n"
+    program = disarm + "from torch_forwardfix.cli import main; sys.exit(main(sys.argv[1:]))"
+    process = torch_tree.run("-c", program, "verify", "made-up")
     assert (process.returncode, process.stderr) == (1, "")
     said = " ".join(process.stdout.split())
     assert "made-up: waiting: the hook is not active in this interpreter" in said
     assert "python -m torch_forwardfix doctor says why" in said
-    shown = torch_tree.run("-m", "torch_forwardfix", "show", "made-up").stdout
+    shown = torch_tree.run("-c", program, "show", "made-up").stdout
     assert "here: the hook is not active" in " ".join(shown.split())
 
 
