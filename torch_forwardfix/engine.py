@@ -237,7 +237,9 @@ def _treat(plan: Plan, fix: Fix, module: ModuleType, *, remark: str = "") -> Non
     except Exception as error:
         state, reason = "failed", f"{type(error).__name__}: {error}"
     else:
-        plan.undo[key] = undo
+        # The second time, after a reload say, there may be nothing to do, and still something to take back.
+        if undo:
+            plan.undo[key] = undo
         reason += remark if state == "applied" else ""
     outcome = Outcome(state, reason, module.__name__, perf_counter() - start)
     if state in _NOT_APPLICABLE:

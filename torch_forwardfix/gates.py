@@ -38,7 +38,11 @@ def installed_version(distribution: str) -> str | None:
     try:
         version: str | None = home.version(distribution)
     except (home.PackageNotFoundError, FileNotFoundError, KeyError):  # the last two where an uninstall left a rest
-        return None
+        version = None
+    if version is None:
+        # Triton, which has no version file, comes as triton-windows, pytorch-triton-rocm and others.
+        match = _VERSION_LINE.search(_text(name, "__init__.py"))
+        version = match[1] if match else None
     return version
 
 

@@ -128,6 +128,11 @@ torch_forwardfix.activate()
 once = vars(guards).get("repr")
 torch_forwardfix.activate()
 print(vars(guards).get("repr") is once, once is not None)
+import importlib
+importlib.reload(guards)
+states = {fix.id: fix.state for fix in torch_forwardfix.status()}
+assert (states["guard-tensor-repr"] == "applied") == (once is not None), states
+assert vars(guards).get("repr") is once
 
 class Loud:
     def __repr__(self):

@@ -9,7 +9,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from torch_forwardfix import engine, patching, settings
-from torch_forwardfix.fix import Fix
+from torch_forwardfix.fix import Fix, Outcome
 from torch_forwardfix.hook import PostImportFinder
 
 
@@ -66,6 +66,16 @@ def test_a_reload_does_not_bring_half_of_a_failed_fix_back(monkeypatch):
         engine._module_loaded(plan, module)
     engine._module_loaded(plan, modules[0])
     assert modules[0].function() == "original"
+
+
+def test_what_a_second_look_leaves_alone_can_still_be_taken_back(monkeypatch):
+    plan, (one, _) = make(monkeypatch, one=True, two=True)
+    engine._module_loaded(plan, one)
+    engine._module_loaded(plan, one)
+    assert one.function() == "patched"
+    assert engine.outcome_of(plan, "two-modules").state == "applied"
+    engine._take_back(plan, plan.pending["two-modules"], Outcome("missed", "too late", "two"))
+    assert one.function() == "original"
 
 
 def test_both_modules_are_patched_where_both_can_be(monkeypatch):

@@ -196,6 +196,14 @@ def test_bound_that_admits_pre_releases_is_taken(specifier: str) -> None:
         ({"torch/__init__.py": "", "torch/version.py": "__version__: str = '2.9.1'\n"}, "2.9.1"),
         ({"torch/__init__.py": "", "torch/_version.py": '__version__ = version = "2.9.1"\n'}, "2.9.1"),
         ({"torch-2.9.1.dist-info/METADATA": "Metadata-Version: 2.1\nName: torch\nVersion: 2.9.1\n"}, "2.9.1"),
+        # Triton comes as several distributions, and has no version file.
+        (
+            {
+                "torch/__init__.py": "__version__ = '2.9.1'\nraise SystemExit",
+                "torch_rocm-2.9.1.dist-info/METADATA": "Metadata-Version: 2.1\nName: torch-rocm\nVersion: 2.9.1\n",
+            },
+            "2.9.1",
+        ),
     ],
 )
 def test_installed_version_is_read_without_importing(sandbox, files: dict[str, str], expected: str) -> None:

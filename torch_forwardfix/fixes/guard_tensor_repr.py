@@ -24,7 +24,7 @@ _WITHOUT_VALUES = (type, FunctionType, BuiltinFunctionType, CodeType, ModuleType
 
 def is_present(module: ModuleType) -> bool | str:
     names = {name for code in code_objects(lookup(module, _ID_MATCH)) for name in code.co_names}
-    if "repr" in vars(module):
+    if vars(module).get("repr", _without_values) is not _without_values:  # ours survives a reload
         return "the module has a repr of its own"
     if "id_ref" not in names:
         return f"{_ID_MATCH} no longer compares identities"

@@ -37,11 +37,14 @@ def is_present(module: ModuleType) -> bool | str:
 def apply(module: ModuleType) -> None:
     for name in _ERRORS:
         error = lookup(module, name)
-        replace(error, _TEXT, staticmethod(_lazily(getattr(error, _TEXT))))
+        original = getattr(error, _TEXT)
+        # The errors live in a module of their own, and survive a reload of this one.
+        if original.__module__ != __name__:
+            replace(error, _TEXT, staticmethod(_lazily(original)))
 
 
 def _lazily(original: Any) -> Any:
-    @functools.wraps(original)
+    @functools.wraps(original, assigned=("__name__", "__qualname__", "__doc__"))
     def operator_str(*arguments: Any, **options: Any) -> Any:
         from torch._logging import LazyString
 

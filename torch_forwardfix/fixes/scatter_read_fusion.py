@@ -6,9 +6,11 @@ looks as if each element were read by the one that wrote it, and inductor writes
 is made by all elements together: on a GPU a read of the result gets the zeros of before, and, on the CPU too, a read of
 what was there before the addition gets what others have added already.
 
-Upstream keeps reads of the result apart since 2.11 (pytorch#171493, #172301), and reads of what was there before since
-2.12 (pytorch#174074, #175568). The patch says the same in the two questions that the scheduler asks before it fuses: no
-for a store that is an atomic addition, and no for a mutation of one place by many. It costs one more kernel there.
+Upstream keeps reads of the result apart since 2.11 (pytorch#171493, #172301). Reads of what was there before are kept
+apart since 2.12 (pytorch#174074, #175568) where a loop over the elements is left that the place does not depend on; not
+where the place is the last dimension, as in a sum over everything: that loop is forgotten by then, in 2.15 as well. The
+patch says no in the two questions that the scheduler asks before it fuses: for a store that is an atomic addition, and
+for a mutation of fewer places than there are elements. It costs one more kernel there.
 """
 
 from __future__ import annotations
@@ -39,11 +41,15 @@ def _fuses_reads_after(module: ModuleType) -> bool:
 
 
 def _fuses_reads_before(module: ModuleType) -> bool:
-    return "var_names" not in _names(module, _BEFORE)
+    return "get_numel" not in _names(module, _BEFORE)
 
 
 def apply(module: ModuleType) -> None:
+    from torch._inductor.utils import sympy_product
+    from torch._inductor.virtualized import V
+
     memory: type = module.MemoryDep
+    plain: Any = module.SchedulerNode
 
     def not_after_atomics(original: Any) -> Any:
         def fusable_read_and_write(self: Any, read: Any, write: Any) -> bool:
@@ -58,8 +64,10 @@ def apply(module: ModuleType) -> None:
         def fusable_weak_dep(self: Any, weak_dep: Any, node1: Any, node2: Any) -> bool:
             # The original has made sure that there is one such write, and that it is a MemoryDep.
             return original(self, weak_dep, node1, node2) and all(
-                set(write.var_names) <= write.index.free_symbols
-                for write in node2.read_writes.writes
+                V.graph.sizevars.statically_known_equals(write.get_numel(), sympy_product(node.get_ranges()[0]))
+                for node in node2.get_nodes()
+                if isinstance(node, plain)
+                for write in node.read_writes.writes
                 if write.name == weak_dep.mutating_buf
             )
 
@@ -86,9 +94,9 @@ def reproduce() -> None:
         shifted = x - total
         return shifted, total.index_add_(0, index, x)
 
-    for function, seen in ((share, "after"), (offset, "before")):
-        inputs = torch.ones(4096, 4, dtype=torch.float64), torch.zeros(4096, dtype=torch.long)
-        total = torch.ones(1, 4, dtype=torch.float64)
+    for function, seen, columns in ((share, "after", (4,)), (offset, "before", (4,)), (offset, "before", ())):
+        inputs = torch.ones(4096, *columns, dtype=torch.float64), torch.zeros(4096, dtype=torch.long)
+        total = torch.ones(1, *columns, dtype=torch.float64)
         if generation.gpu():
             wanted = function(*inputs, total.clone())
             result = torch.compile(function)(*(tensor.cuda() for tensor in (*inputs, total.clone())))
@@ -118,8 +126,8 @@ FIX = Fix(
         "pytorch/pytorch#174074",
         "pytorch/pytorch#175568",
     ),
-    affects={"torch": ">=2.9.0.dev0,<2.12.0rc99"},
-    fixed_in="2.12.0",
+    affects={"torch": ">=2.9.0.dev0,<2.16.0rc99"},
+    fixed_in=None,
     targets=(f"torch._inductor.scheduler:{_AFTER}", f"torch._inductor.scheduler:{_BEFORE}"),
     changes_codegen=True,
     is_present=is_present,
