@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import cache
 from importlib import import_module
@@ -30,8 +30,9 @@ def installed_version(distribution: str) -> str | None:
     loaded = getattr(sys.modules.get(name), "__dict__", {}).get("__version__")
     if isinstance(loaded, str):
         return str(loaded)
+    folders = package_folders(name)
     for file in ("version.py", "_version.py"):
-        match = _VERSION_LINE.search(_text(name, file))
+        match = _VERSION_LINE.search(_text(folders, file))
         if match:
             return match[1]
     home = metadata()
@@ -41,7 +42,7 @@ def installed_version(distribution: str) -> str | None:
         version = None
     if version is None:
         # Triton, which has no version file, comes as triton-windows, pytorch-triton-rocm and others.
-        match = _VERSION_LINE.search(_text(name, "__init__.py"))
+        match = _VERSION_LINE.search(_text(folders, "__init__.py"))
         version = match[1] if match else None
     return version
 
@@ -51,13 +52,13 @@ def torch_commit() -> str | None:
     loaded = getattr(sys.modules.get("torch.version"), "git_version", None)
     if isinstance(loaded, str):
         return loaded
-    match = _COMMIT_LINE.search(_text("torch", "version.py"))
+    match = _COMMIT_LINE.search(_text(package_folders("torch"), "version.py"))
     return match[1] if match else None
 
 
-def _text(package: str, file: str) -> str:
-    """The text of a file in the folder of a package that is not imported; empty where there is none."""
-    for folder in package_folders(package):
+def _text(folders: Iterable[str], file: str) -> str:
+    """The text of ``file`` in the first of ``folders`` that has it; empty where none has."""
+    for folder in folders:
         with suppress(OSError):
             return Path(folder, file).read_text(encoding="utf-8", errors="replace")
     return ""
